@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from html import escape
@@ -16,6 +15,7 @@ from stabwatch import plugins
 from stabwatch.alerts.preflight import Preflight, preflight
 from stabwatch.config import Config
 from stabwatch.errors import ConfigError
+from stabwatch.runtime.notices import say
 from stabwatch.runtime.resume import has_run, read_state
 from stabwatch.runtime.session import Session
 
@@ -290,11 +290,11 @@ class Watch:
         folder, step = read_state(state)
         session = self._session
         if session.begun:
-            print("stabwatch: load_state_dict is ignored: it comes after the first step of the run.", file=sys.stderr)
+            say("load_state_dict is ignored: it comes after the first step of the run.")
             return
         there = has_run(folder)
         if session.writes and not there:
-            print(f"stabwatch: there is no run in {folder}; the log is in {session.run_dir}.", file=sys.stderr)
+            say(f"there is no run in {folder}; the log is in {session.run_dir}.")
         if session.alone and (not there or folder.resolve() == session.run_dir.resolve()):
             session.number_from(step)
             return

@@ -175,6 +175,17 @@ class Follower:
         self.errors += 1
 
     def _read(self) -> bool:
+        """Read what is new. Records that were written before an event are observed before it."""
+        grew = self._read_records()
+        self._later, later = [], self._later
+        if later:  # they were read after the records, and more may have been written in between
+            grew |= self._read_records()
+        for event in later:
+            self._attempt("event", partial(self._observe_event, event))
+        self._polled = time.monotonic()
+        return grew
+
+    def _read_records(self) -> bool:
         grew = False
         records = self.log.stream(READ_BYTES)
         while not self.stopping.is_set():
@@ -191,10 +202,6 @@ class Follower:
                     self._attempt("snapshot", self._publish)
         for path, problem in self.log.unreadable.items():
             self._attempt(f"segment {path.name}", partial(self._report_segment, path, problem))
-        self._later, later = [], self._later
-        for event in later:
-            self._attempt("event", partial(self._observe_event, event))
-        self._polled = time.monotonic()
         return grew
 
     def _read_events(self) -> bool:

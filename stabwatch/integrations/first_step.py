@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 from weakref import WeakSet
@@ -129,7 +129,9 @@ def _is_watched() -> bool:
 
 
 def _say(what: str) -> None:
-    print(f"stabwatch: {what}", file=sys.stderr)
+    if sys.stderr is not None:
+        with suppress(Exception):
+            print(f"stabwatch: {what}", file=sys.stderr)
 
 
 def _live(kind: type) -> list[Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.config import Config
+from stabwatch.runtime.notices import say
 
 QUICK_RESTARTS = 3
 """So many times an agent that died is restarted at once; after that it is restarted later and later."""
@@ -44,6 +45,13 @@ def _mlflow_run() -> dict[str, Any]:
     mlflow: Any = sys.modules.get("mlflow")
     run = mlflow.active_run() if mlflow else None
     return {"MLFLOW_RUN_ID": run.info.run_id, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()} if run else {}
+
+
+class _Child(subprocess.Popen[bytes]):
+    """A process that may outlive this one: that it still runs is nothing to warn of when Python ends."""
+
+    def __del__(self, _warn: Any = None) -> None:
+        super().__del__(_warn=lambda *args, **kwargs: None)  # type: ignore[call-arg]
 
 
 class AgentProcess:
@@ -80,7 +88,7 @@ class AgentProcess:
         self._began = time.monotonic()
         try:
             with open(self._run_dir / "agent.log", "ab") as log:
-                self._child = subprocess.Popen(
+                self._child = _Child(
                     self._command(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -96,7 +104,7 @@ class AgentProcess:
         """Restart the agent if it died, and print its address once it serves. Called about once a second."""
         if self._config.verbose and not self._told and (url := self.url()) is not None:
             self._told = True
-            print(f"stabwatch: live page at {url}", file=sys.stderr)
+            say(f"live page at {url}")
         if self._stopped or self._child is None or self._child.poll() is None:
             return
         code, now = self._child.returncode, time.monotonic()

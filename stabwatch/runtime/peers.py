@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 
 from torch import nn
@@ -15,6 +14,7 @@ from stabwatch.guards.peers import PeerJob, PeerSnapshots
 from stabwatch.guards.restore import Restored
 from stabwatch.guards.snapshots import Snapshots
 from stabwatch.hooks.base.context import TapContext
+from stabwatch.runtime.notices import say
 from stabwatch.runtime.resume import job_name
 
 _log = logging.getLogger("stabwatch")
@@ -51,5 +51,5 @@ def restored(rank: int, begun: bool, restore: Callable[[], Restored], event: Cal
         found = Restored(None, f"{type(error).__name__}: {error}")
     did, text = found.told()
     event("snapshot", found.step, did=did, why=found.said)
-    print(f"stabwatch: rank {rank}: {text}.", file=sys.stderr)
+    say(f"rank {rank}: {text}.")
     return found.step

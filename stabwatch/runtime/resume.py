@@ -20,6 +20,7 @@ from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import META
 from stabwatch.runlog.stores import joined, parent_and_name, url_of
 from stabwatch.runlog.upload import sent_to
+from stabwatch.runtime.notices import say
 from stabwatch.runtime.run_metadata import as_folder_name, labels_in, open_folder, run_id, run_meta
 
 STATE_VERSION = 1
@@ -66,7 +67,7 @@ def open_run(
     folder = open_folder(path, run_meta(run, model, layers, ranks, config, labels_in(path, config)))
     attempt = starts_so_far(folder.path) + 1
     if attempt > 1:
-        print(f"stabwatch: the run goes on in {folder.path}, attempt {attempt}.", file=sys.stderr)
+        say(f"the run goes on in {folder.path}, attempt {attempt}.")
     if url is not None:
         return folder, attempt, joined(parent_and_name(url)[0], folder.path.name)
     return folder, attempt, sent_to(folder.path)
@@ -85,7 +86,7 @@ def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model
     """
     if resume is not None and resume != "auto":
         if not has_run(Path(resume)):
-            print(f"stabwatch: there is no run in {resume} to go on with; a new one begins there.", file=sys.stderr)
+            say(f"there is no run in {resume} to go on with; a new one begins there.")
         return Path(resume)
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if resume is None and not restarted:
@@ -100,7 +101,7 @@ def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model
         if (restarted and ours) or (resume == "auto" and same and ended != "finished"):
             return path
     if resume == "auto":
-        print(f"stabwatch: no run to go on with in {config.root}; a new one begins.", file=sys.stderr)
+        say(f"no run to go on with in {config.root}; a new one begins.")
     return None
 
 

@@ -8,7 +8,6 @@ import platform
 import re
 import secrets
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -31,6 +30,7 @@ from stabwatch.runlog import Meta, RunFolder
 from stabwatch.runlog.labels import LABELS, Labels, labels_of, write_labels
 from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.reader import read_meta
+from stabwatch.runtime.notices import say
 
 MOST_GROUPS = 16
 """Parameter groups whose settings are recorded."""
@@ -40,7 +40,7 @@ def run_id(config: Config) -> str:
     """The run's name: the one that is set, else the Slurm job or date and time, with six random digits."""
     if config.run and (name := as_folder_name(config.run)):
         if name != config.run:
-            print(f"stabwatch: the run's name cannot be that of a folder; it is {name!r}.", file=sys.stderr)
+            say(f"the run's name cannot be that of a folder; it is {name!r}.")
         return name
     job = os.environ.get("SLURM_JOB_ID")
     return (f"slurm-{job}-" if job else time.strftime("%Y%m%d-%H%M%S-")) + secrets.token_hex(3)
@@ -121,7 +121,7 @@ def open_folder(path: Path, meta: Meta) -> RunFolder:
     except OSError as error:
         other = Path(tempfile.mkdtemp(prefix="stabwatch-")) / meta.run
         folder = _claimed(other, meta)
-        print(f"stabwatch: the run folder cannot be made ({error}); using {other} instead.", file=sys.stderr)
+        say(f"the run folder cannot be made ({error}); using {other} instead.")
         return folder
 
 
@@ -140,7 +140,7 @@ def _claimed(path: Path, meta: Meta) -> RunFolder:
         if lock is not None:
             break
     if suffix:
-        print(f"stabwatch: another run is being written to {path}; this one goes to {folder}.", file=sys.stderr)
+        say(f"another run is being written to {path}; this one goes to {folder}.")
     return RunFolder(folder, replace(meta, run=meta.run + suffix), lock)
 
 

@@ -18,6 +18,7 @@ from stabwatch.runlog.stores import shown
 from stabwatch.runlog.upload import Uploader
 from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.lifetime import end_left
+from stabwatch.runtime.notices import say
 from stabwatch.runtime.resume import launch, open_run
 
 
@@ -51,7 +52,7 @@ class RunOutput:
         self._uploader = Uploader(folder, url, self.writer.event) if url is not None else None
         if config.verbose:
             where = folder.path if url is None else f"{folder.path}, sent to {shown(url)}"
-            print(f"stabwatch: watching {type(model).__name__}, run log in {where}", file=sys.stderr)
+            say(f"watching {type(model).__name__}, run log in {where}")
 
     def is_of(self, ranks: Ranks) -> None:
         """The run is that of these ranks, which were not known when it began. Raises OSError."""

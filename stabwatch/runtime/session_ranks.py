@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from stabwatch.guards.taylor import OVER_RANKS
 from stabwatch.runlog import Event
 from stabwatch.runtime.answers import SessionAnswers
 from stabwatch.runtime.lifetime import weakly
+from stabwatch.runtime.notices import say
 from stabwatch.runtime.optimizer_check import zero_note
 from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.pace import Pace
@@ -124,4 +124,4 @@ class SessionRanks(SessionAnswers):
             threading.Thread(target=output.close, args=(end, lambda: None), name="stabwatch-leave", daemon=True).start()
             if self.config.verbose:
                 first, mine = self._ranks.numbers[0], self._ranks.number
-                print(f"stabwatch: what rank {mine} measures is in the run of rank {first}.", file=sys.stderr)
+                say(f"what rank {mine} measures is in the run of rank {first}.")

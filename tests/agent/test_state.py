@@ -328,3 +328,24 @@ def test_a_long_log_is_read_piece_by_piece(new_log, monkeypatch):
     follower.poll()
     assert seen == list(range(400)) and max(sizes) < 200
     follower.lease.release()
+
+
+def test_what_was_written_before_an_event_is_observed_before_it(new_log, follow, monkeypatch):
+    """The end of a run may be written between a look at the records and one at the events."""
+    log = new_log("r", now=lambda step: time.time())
+    log.write(range(10))
+    follower = follow(log.path)
+    read = follower.log.poll_events
+
+    def late():
+        if follower.log.poll_events is late:
+            monkeypatch.setattr(follower.log, "poll_events", read)
+            log.write(range(10, 20))
+            log.end(19, "exception", error="ValueError: no")
+        return read()
+
+    monkeypatch.setattr(follower.log, "poll_events", late)
+    follower.poll()
+    follower.poll()
+    assert [e["state"] for e in events(log.path, "alert") if e["rule"] == "TrainingStopped"] == ["firing"]
+    assert [rule for rule, _, _ in follower.snapshot.firing] == ["TrainingStopped"] and follower.snapshot.step == 19

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
 from stabwatch.config import Config
 from stabwatch.runtime import agent_process
-from stabwatch.runtime.agent_process import QUICK_RESTARTS, AgentProcess
+from stabwatch.runtime.agent_process import QUICK_RESTARTS, AgentProcess, _Child
 
 
 @pytest.fixture
@@ -64,3 +67,15 @@ def test_a_dead_agent_has_no_address(tmp_path, monkeypatch):
     died(agent)
     (tmp_path / "agent.json").write_text(f'{{"pid": {agent._child.pid}, "url": "http://x/"}}')
     assert agent.url() is None
+
+
+def test_an_agent_that_outlives_the_training_is_nothing_to_warn_of():
+    child = _Child([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    pipe, number = child.stdin, child.pid
+    child.stdin = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        child.__del__()
+    pipe.close()
+    os.waitpid(number, 0)
+    child.returncode = 0

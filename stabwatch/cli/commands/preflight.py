@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -77,6 +78,9 @@ def _started(command: list[str], folder: Path, steps: int, timeout: float) -> Pr
     try:
         while program.poll() is None and time.monotonic() < ends and _records(run) < steps:
             time.sleep(POLL_SECONDS)
+        if program.poll() is None:
+            done = f"{steps} steps are recorded" if _records(run) >= steps else f"{timeout:g} s are over"
+            print(f"stabwatch preflight: {done}; the program is interrupted now (KeyboardInterrupt).", file=sys.stderr)
     finally:
         _end(program)
     return judged(run) if holds_run(run) else Preflight(0)

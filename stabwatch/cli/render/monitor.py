@@ -83,11 +83,13 @@ class Monitor:
         self._step: int | None = None
         self._last: float | None = None
         self._end: Event | None = None
+        self._waiting: list[Event] = []
 
     def poll(self, now: float) -> None:
         """Read new records and events, and advance the clock of the rules."""
-        blocks, events = self.log.poll(), self.log.poll_events()
-        for change in (e for e in events if e.kind == "change"):
+        events, blocks, newer = self._waiting + self.log.poll_events(), self.log.poll(), self.log.poll_events()
+        self._waiting = [e for e in newer if e.kind != "change"]  # records may have been written before them
+        for change in (e for e in (*events, *newer) if e.kind == "change"):
             self.engine.observe_event(change)
         for block in blocks:
             self.engine.observe(block)
