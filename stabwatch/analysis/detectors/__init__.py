@@ -34,6 +34,7 @@ from stabwatch.analysis.detectors import (
     side_losses,
     spikes,
     too_good,
+    unmoved,
 )
 from stabwatch.analysis.detectors.segments import RunSegment, cut, segments
 from stabwatch.analysis.readers.log import LogRun, Role
@@ -50,6 +51,7 @@ DETECTORS: tuple[Detector, ...] = (
     gradients.find,
     loss_scale.find,
     learning.find,
+    unmoved.find,
     too_good.find,
     learning_rate.find,
     pace.find,

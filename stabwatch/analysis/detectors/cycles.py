@@ -23,6 +23,9 @@ SHORTEST = 4 * AROUND
 """Fewest records of a cycle."""
 EQUAL = 0.03
 """Largest difference of two distances, relative to the longer."""
+AS_SLOWLY, PARTS, LOWER = 0.4, 5, 0.98
+"""Share of the records before a single restart that its cycle lasts at least, its parts that fall one after the other,
+and the share of the best before that it comes down to."""
 RETURNS = 1.02
 """Ratio of the lowest record of a cycle to the level before it."""
 
@@ -41,6 +44,16 @@ def period(values: Array, e: Excursion, fresh: bool) -> int | None:
     if len(values) - starts[-1] > _longest(lengths) * 2 or not _comes_back(values, jumps):
         return None
     return int(lengths.min())
+
+
+def is_second(values: Array, e: Excursion, fresh: bool) -> bool:
+    """Whether a curve falls again from an excursion, as slowly as it had fallen before, to below its best."""
+    length = e.stop - e.start
+    if not (fresh and e.recovered) or e.start < SHORTEST or length < AS_SLOWLY * e.start or e.stop - e.peak < PARTS:
+        return False
+    middles = [float(np.median(part)) for part in np.array_split(values[e.peak : e.stop], PARTS)]
+    falls = all(b < a for a, b in pairwise(middles))
+    return falls and float(values[e.stop :].min(initial=np.inf)) <= LOWER * float(values[: e.start].min())
 
 
 def _jumps(logs: Array, at: int) -> list[int]:

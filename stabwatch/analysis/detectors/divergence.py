@@ -47,6 +47,8 @@ LEARNED = 0.9
 """Share of the first loss that the best is below, where a loss that ends above all before it has lost what it had."""
 LAST = 2
 """Records at the end that are, in an excerpt; in a longer curve, as many as an excursion has."""
+RAGGED = 32
+"""Most records of a curve whose falls are compared with its rise."""
 FEW = 4
 """Consecutive rises up to the end that count as a trend in an excerpt."""
 
@@ -225,6 +227,8 @@ def _slow(values: Array, fresh: bool, nats: bool) -> tuple[int, float] | None:
     if len(tail) < max(FEW, width // 2):
         return None
     lost = float(np.median(tail[-max(1, len(tail) // 10) :])) - best
+    if len(values) <= RAGGED and -float(np.diff(values[k:]).clip(max=0).sum()) > lost:
+        return None  # a few records that go down by more than they rise
     size = level(smooth[max(0, k - width) : k + width])
     turned = lost < NEAR * float(tail.max() - best) and lost < size
     smoothly = len(values) >= MANY and scatter(np.diff(values)) <= SMOOTH * best

@@ -95,6 +95,11 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
     every = cycles.period(loss.values, e, segment.fresh) if cycle is None else None
     if every is not None:
         text += f" It does so every {every} records or more, and is as low again each time, as with warm restarts."
+    again = every is None and cycles.is_second(loss.values, e, segment.fresh)
+    if again:
+        text += (
+            " It fell back as slowly as it had fallen before, to less than its best: as when a schedule begins again."
+        )
     added = _new_terms(segment, onset)
     if added:
         text += f" From there on the log has {added} too: the loss has another term."
@@ -106,6 +111,7 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         segment.must_fall
         and cycle is None
         and every is None
+        and not again
         and not added
         and not early
         and not overfits

@@ -20,7 +20,7 @@ from stabwatch.analysis.readers import text
 from stabwatch.analysis.readers.arrow import float64s
 from stabwatch.analysis.readers.file import LogFile, pieces
 from stabwatch.analysis.readers.log import Log
-from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.notebook import notebook_lines
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
@@ -295,6 +295,9 @@ def _records(data: Any) -> Iterator[Mapping[str, Any]]:
         unit = "epoch" if not any(step_rank(k) is not None for k in columns) else ""
         for i in range(max(map(len, columns.values()))):
             yield {**({unit: i} if unit else {}), **{k: v[i] for k, v in columns.items() if i < len(v)}}
+        return
+    if any(role_of(name) == "loss" and isinstance(item, int | float) for name, item in data.items()):
+        yield data  # one record
         return
     by_step: dict[int, dict[str, float]] = {}
     for name, item in data.items():

@@ -160,6 +160,8 @@ class Parser:
 
     def _record(self, line: int, template: Template, numbers: list[str]) -> None:
         template = self._pair(template, numbers)
+        if self._raw == self._length and self.epoch == self._epoch_of_step and self.epoch is not None:
+            template = template.of_evaluation(numbers, self._raw)
         values = template.fill(numbers)
         if values.get("count") == 0:  # darknet's means over no object at all
             values = {key: value for key, value in values.items() if not math.isnan(value)}

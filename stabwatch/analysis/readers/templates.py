@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stabwatch.analysis.readers.keys import LOGGER, MAIN_ROLES, SEPARATOR, key_of
 from stabwatch.analysis.readers.log import Role
@@ -109,6 +109,16 @@ class Template:
     """Whether it has only quantities that belong to the record of other lines, such as a reward."""
     texts: tuple[str, ...] = ()
     """Texts between the numbers."""
+
+    def of_evaluation(self, numbers: list[str], before: int) -> Template:
+        """The template of an evaluation, if a full bar of another length follows that of one epoch, as in Keras."""
+        step = count(numbers, self.step)
+        if not self.of_epoch or self.evaluates or self.epoch is not None or step in (None, before):
+            return self
+        if step != count(numbers, self.length):
+            return self
+        values = tuple((at, key if is_eval(key) else f"eval/{key}", times) for at, key, times in self.values)
+        return replace(self, values=values, evaluates=True)
 
     def is_only_epoch(self, numbers: list[str]) -> bool:
         """Whether the line has the epoch as `1/1`."""

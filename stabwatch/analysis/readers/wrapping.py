@@ -14,12 +14,13 @@ _USUAL = (72, 78, 79, 80, 100, 110, 120, 128, 132, 140, 150, 160, 180, 200, 236,
 """Widths of terminals and of editors."""
 _OPENING = 12
 _DIGITS = re.compile(r"\d")
-_IN_NUMBER = re.compile(r"(?:\d|\d\.|\d[eE][-+]?)\n[\d.]|\d[eE]\n[-+]\d|[:=]\n ?[-\d]|[\w)'\"]\n[:=] ")
+_IN_NUMBER = re.compile(r"(?:\d|\d\.|\d[eE][-+]?)\n(?:\d|\.\d)|\d[eE]\n[-+]\d|[:=]\n ?[-\d]|[\w)'\"]\n[:=] ")
 """A break through a number, or between a name and its number."""
 _IN_WORD = re.compile(r"(\w*[^\W\d])\n([^\W\d]\w*)")
 """A break between two letters. A capital behind a small letter begins a word, as in `Epoch` below a progress bar."""
 _IN_NAME = re.compile(r"(\w*[^\W\d])\n ?([^\W\d]\w*) ?[:=]")
 """A break between two words of a name: `learning` above `rate: 0.1`."""
+_BEGINS = re.compile(r"\W{0,8}(?:epoch|step|iter(?:ation)?)\b\W{0,3}\d", re.IGNORECASE)
 _BAR = "|│┃║-=─━*#+╯╮╭╰"
 
 
@@ -40,6 +41,8 @@ def width_of(head: str) -> int | None:
     if any(_opening(lines[i]) in openings for i in continuations):
         return None
     breaks = [(lines[i], lines[i + 1]) for i in full]
+    if sum(_BEGINS.match(b) is not None for _, b in breaks) > len(breaks) / 2:
+        return None  # records of one length, with a heading above each
     if sum(set(a[-2:]) <= set(_BAR) for a, _ in breaks) > len(breaks) / 2:
         return None  # the frame of a table
     in_number = any(_IN_NUMBER.search(f"{a[-2:]}\n{b[:3]}") for a, b in breaks)

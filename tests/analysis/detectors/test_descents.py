@@ -115,3 +115,28 @@ def test_a_loss_of_two_digits_late_in_a_training_may_move_unseen():
     assert not [i for i in found if i.is_problem and i.condition == "LossConstant"]
     found = analysed(run_of(loss=[0.31213] * 120, steps=steps)).incidents
     assert [i for i in found if i.is_problem and i.condition == "LossConstant"]
+
+
+def test_a_second_cycle_as_long_as_the_first_is_a_schedule():
+    at = np.arange(124)
+    cycle = np.where(at < 40, at, np.minimum(at - 40, 40))
+    height = np.where(at < 40, 2.0, 0.9)
+    loss = 0.45 + height * (1 + np.cos(np.pi * np.minimum(cycle / 40, 1))) / 2 + 0.05 * (at < 40)
+    loss = loss * np.exp(0.01 * np.random.default_rng(0).standard_normal(124))
+    loss[0] = 4.0
+    assert not _told(run_of(loss=loss))
+    short = loss.copy()
+    short[45:] = np.minimum(short[45:], 0.5)
+    assert _told(run_of(loss=short)), "back after five records"
+
+
+def test_one_validation_loss_in_all_validations():
+    loss = [0.9545, 0.9512, 0.9512, 0.9487, 0.9512, 0.9487]
+    found = _told(run_of(loss=loss, eval_loss__test_loss=[0.90144944] * 6))
+    assert ("NotLearning", 0) in found
+    assert not _told(run_of(loss=loss, eval_loss__test_loss=[0.9] * 6)), "too few digits"
+
+
+def test_few_records_that_fall_by_more_than_they_rise():
+    loss = [3.2, 3.7, 3.9, 2.0, 4.2, 10.1, 10.0, 12.4, 8.1, 5.8, 13.5, 8.9, 5.9, 14.9, 11.9, 12.5, 13.1]
+    assert not _told(run_of(loss=loss))
