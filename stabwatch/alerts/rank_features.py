@@ -200,6 +200,35 @@ def _waited(high: float, others: float, ranks: int, slow: float) -> float:
     return max(high - max(total - slow * high, 0.0) / (ranks - slow), 0.0)
 
 
+class RanksAlikeFeature(RunFeature):
+    """Are all ranks given the same batches, where each should have its own?"""
+
+    _SIGNALS = ("rank_loss_alike", "rank_loss_max")
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "ranks_alike_ratio",
+            f"Share of the last {WINDOW} points in which all ranks had the same loss to the last bit; 0 where the loss "
+            "hardly changes.",
+            "ratio",
+            "run",
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("ranks_alike", *self._SIGNALS)
+
+    def _begin(self) -> None:
+        self._past: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        alike, loss = (self._one(signal, values) for signal in self._SIGNALS)
+        if not math.isfinite(alike) or not math.isfinite(loss):
+            return None
+        self._past.append((alike, loss))
+        varies = len({loss for _, loss in self._past}) > WINDOW // 2
+        return {"ranks_alike_ratio": sum(alike for alike, _ in self._past) / WINDOW if varies else 0.0}
+
+
 class RankLossFeature(RunFeature):
     """How far the loss of one rank is above that of the lowest, or below that of the others, and which rank it is.
 

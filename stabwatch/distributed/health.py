@@ -30,6 +30,8 @@ LOSS = Accumulator("rank_loss", "", "rank_spread")
 NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
 LOSS_LOW = Accumulator("rank_loss_low", "", "rank_spread")
 """Of minus the loss: its largest is the smallest loss, with its rank."""
+LOSS_ALIKE = Accumulator("rank_loss", "", "host")
+"""Whether the losses of all ranks are the same, where each rank should have data of its own."""
 SPREADS = (BUSY, LOSS, NONFINITE, LOSS_LOW)
 SHARDED = "parameters are sharded over ranks: only those that every rank has whole are compared, and buffers"
 REPLICA_FIELDS = len(REPLICA_VALUES.fields)
@@ -40,6 +42,7 @@ class RankHealth:
 
     sources: what each rank reports. cells: what rank 0 writes. spent: of the row of a rank, the counts of what only
     this looks at. replicas: whether the ranks should have the same weights.
+    own_data: set by the owner if each rank should be given data of its own.
     coupled: set by the owner if something keeps replicas equal from the start. Otherwise (an all-reduce written by
         hand, say) a layer is compared from the first step on in which all replicas of it are equal, because ranks may
         train different models.
@@ -53,8 +56,8 @@ class RankHealth:
         checks = [c for c in device.accumulators if c.tap in CHECKS]
         self.spent = _starts(device, checks)
         self.sources = (*SPREADS, *(Accumulator("replica_values", c.site, "replica_values") for c in checks))
-        self.accumulators = (*SPREADS, *(Accumulator("replica", c.site, "replica") for c in checks))
-        self.coupled, self.replicas = False, True
+        self.accumulators = (*SPREADS, LOSS_ALIKE, *(Accumulator("replica", c.site, "replica") for c in checks))
+        self.coupled, self.replicas, self.own_data = False, True, False
         self._past = ReplicaPast([c.tap == "buffer_checksum" for c in checks])
 
     @property
@@ -65,7 +68,7 @@ class RankHealth:
     @property
     def absent(self) -> Row:
         """The fields of `cells` in a record of one rank alone."""
-        return np.full(5 * len(SPREADS) + 3 * len(self.spent), np.nan)
+        return np.full(5 * len(SPREADS) + 2 + 3 * len(self.spent), np.nan)
 
     def own(self, rank: int, row: NDArray[np.floating]) -> Row:
         """The fields of `sources`, NaN where this rank measured nothing. row: (fields on the device,), of one rank."""
@@ -100,7 +103,13 @@ class RankHealth:
         if spreads[2, 4] > 0 or spreads[2, 2] == 0:  # every rank counted some, or none did
             spreads[2, 3] = UNKNOWN
         values = x[5 * len(SPREADS) :].reshape(-1, REPLICA_FIELDS)
-        return np.concatenate([spreads.reshape(-1), self._past.compare(values, self.coupled).reshape(-1)])
+        past = self._past.compare(values, self.coupled).reshape(-1)
+        return np.concatenate([spreads.reshape(-1), self._alike(spreads[SPREADS.index(LOSS)]), past])
+
+    def _alike(self, losses: Row) -> Row:
+        """The fields of `LOSS_ALIKE`. losses: those of `LOSS`."""
+        count, _, highest, _, lowest = losses
+        return np.array([1.0, highest == lowest]) if self.own_data and count > 1 else np.full(2, np.nan)
 
 
 def _spread(rank: int, value: float) -> Row:

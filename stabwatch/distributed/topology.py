@@ -116,6 +116,10 @@ class Topology:
                 found[tuple(sorted(mesh.mesh[place].flatten().tolist()))] += 1
         return found.most_common(1)[0][0] if found else ()
 
+    def own_data(self, coupled: bool) -> bool:
+        """Should each rank be given data of its own? coupled: something averages the gradients of all ranks."""
+        return self._world > 1 and (coupled or self._has_fsdp) and not self._split
+
     @cached_property
     def _split(self) -> list[tuple[Any, frozenset[int]]]:
         """Of parameters that are split by something else than data parallelism, the mesh, and in which dimensions."""

@@ -295,6 +295,7 @@ class SharedSteps:
             if self._ranks.rank == 0:
                 _log.warning("stabwatch: %s.", told)
         taps.health.coupled = self._ranks.coupled
+        taps.health.own_data = taps.topology.own_data(self._ranks.coupled)
         kinds, holds = taps.topology.kinds(taps.layout.accumulators)
         if steps_alone(self._ranks.model):
             self._context.unmeasured(REPLICA, "", STEPS_ALONE)

@@ -48,6 +48,17 @@ SIGNALS = (
     _rank(
         "rank_loss_others", "rank_loss", "Mean loss of the ranks other than that with the smallest.", *_OTHERS_OF_LOWEST
     ),
+    Signal(
+        name="rank_loss_alike",
+        help="Whether all ranks had the same loss to the last bit (1 or 0), where each should have data of its own.",
+        unit="1",
+        tap="rank_loss",
+        reduction="host",
+        fields=("last",),
+        formula="same",
+        scope="run",
+        tier="always",
+    ),
     _rank(
         "rank_nonfinite_max", "rank_nonfinite",
         "Largest number of non-finite values that one rank counted in its own batch, over all layers.", "max",

@@ -93,6 +93,8 @@ CELLS = {
     "step_seconds": host_accumulator("step_seconds"),
     "busy": Accumulator("rank_busy", "", "rank_spread"),
     "rank_loss": Accumulator("rank_loss", "", "rank_spread"),
+    "ranks_alike": Accumulator("rank_loss", "", "host"),
+    "loss_of_all": Accumulator("rank_loss", "", "rank_spread"),
     "loss_of_others": Accumulator("rank_loss", "", "rank_spread"),
     "lowest_rank": Accumulator("rank_loss_low", "", "rank_spread"),
     "busy_host": Accumulator("rank_busy", "", "rank_spread"),
@@ -267,6 +269,8 @@ def fields(name: str, value: NDArray[np.float64]) -> dict[str, NDArray[np.float6
         "busy": {"count": 2.0, "sum": value + 0.1, "max": value, "rank": 2.0, "min": 0.1},
         "replica": {"max": value, "rank": 5.0},
         "rank_loss": {"sum": value + 2, "max": value, "rank": 3.0, "min": 2.0},
+        "ranks_alike": {"last": value},
+        "loss_of_all": {"sum": 2 * value, "max": value, "rank": 0.0, "min": value},
         "loss_of_others": {"count": 4.0, "sum": 3 * value + 2, "max": 1.01 * value, "rank": 3.0, "min": 2.0},
         "lowest_rank": {"count": 4.0, "sum": -6.0, "max": -2.0, "rank": value, "min": -3.0},
         "busy_host": {

@@ -47,6 +47,9 @@ SCENARIOS = {
     "SlowRank": Scenario("busy", wave(100, 0.12, 0.1), [0.7] * 20, {"step_seconds": 1.0}),
     "SlowHost": Scenario("busy_host", wave(100, 0.12, 0.1), [0.7, 0.71] * 24, {"step_seconds": 1.0}),
     "RankLossLower": Scenario("loss_of_others", wave(100, 2.2, 0.01), [4.0] * 20, {"lowest_rank": 1.0}),
+    "RanksReadAlike": Scenario(
+        "ranks_alike", [0.0] * 100, [1.0] * 24, {"loss_of_all": lambda step: 2.0 + 0.1 * (step * 7 % 11)}
+    ),
     "RankLossHigher": Scenario("rank_loss", wave(100, 2.2, 0.01), [4.0] * 20),
     "LossScaleCollapse": Scenario("loss_scale", [65536.0] * 100, [2.0 ** (16 - i) for i in range(1, 20)]),
     "StepsSkipped": Scenario("skipped", [1.0, 1.0, *([0.0] * 98)], [1.0] * 24),

@@ -132,7 +132,7 @@ def _rows(health, layout, values):
             start = layout.start(accumulator)
             checksum, squares = value if isinstance(value, tuple) else (round(1000 * min(value or 0, 1e4)), value)
             row[start : start + 4] = 0 if value is None else [1, checksum, squares, not np.isfinite(squares)]
-    return _merged(health, rows)[20:].reshape(-1, 3)
+    return _merged(health, rows)[22:].reshape(-1, 3)
 
 
 def test_which_rank_it_is():
@@ -248,11 +248,22 @@ def test_extremes_and_their_ranks():
     loss, activation = Accumulator("loss_source", "function", "mean"), Accumulator("activation", "a", "moments")
     layout = RecordLayout.build((BUSY_SOURCE, loss, activation))
     rows = [[1, 0.1, 2, 4.0, 0, 8, 1, 0, 1], [1, 0.3, 2, 8.0, 0, 8, 1, 5, 1], [1, 0.2, 0, 0, 0, 8, 1, 0, 1]]
-    busy, losses, bad, minus = _merged(_health(layout), np.array(rows)).reshape(-1, 5)
+    busy, losses, bad, minus = _merged(_health(layout), np.array(rows))[:20].reshape(-1, 5)
     assert busy == pytest.approx([3, 0.6, 0.3, 1, 0.1])
     assert losses == pytest.approx([2, 6.0, 4.0, 1, 2.0])
     assert bad.tolist() == [3, 5, 5, 1, 0]
     assert minus == pytest.approx([2, -6.0, -2.0, 0, -4.0]), "the smallest loss is that of rank 0"
+
+
+@pytest.mark.parametrize(("other", "alike"), [(4.0, 1.0), (float(np.nextafter(np.float32(4), 5)), 0.0)])
+def test_ranks_with_data_of_their_own_have_other_losses(other, alike):
+    """The third rank measured none. Of ranks that share their data nothing is said."""
+    layout = RecordLayout.build((Accumulator("loss_source", "function", "mean"),))
+    rows, health = np.array([[2, 8.0, 0], [2, 2 * other, 0], [0, 0, 0]]), _health(layout)
+    assert np.isnan(_merged(health, rows)[20:22]).all()
+    health.own_data = True
+    assert _merged(health, rows)[20:22].tolist() == [1.0, alike]
+    assert np.isnan(_merged(health, rows[:1])[20:22]).all(), "one rank is not compared"
 
 
 def test_where_every_rank_counted_non_finite_values_the_first_is_not_known():
@@ -263,4 +274,4 @@ def test_where_every_rank_counted_non_finite_values_the_first_is_not_known():
 def test_one_rank_is_not_compared():
     layout = RecordLayout.build((BUSY_SOURCE, *WEIGHTS))
     assert np.isnan(_merged(_health(layout), np.ones((1, layout.width)))).all()
-    assert len(_health(layout).absent) == 20 + 6
+    assert len(_health(layout).absent) == 20 + 2 + 6

@@ -74,12 +74,13 @@ def test_one_group_of_all_ranks(shape, names, group):
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     model = Net()
     parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
-    assert _topology(model).sharing == group
+    assert _topology(model).sharing == group and not _topology(model).own_data(coupled=True)
 
 
 def test_ranks_with_shards_only_have_data_of_their_own():
     model = fully_shard(Net(), mesh=init_device_mesh("cpu", (WORLD,)))
-    assert _topology(model).sharing == ()
+    assert _topology(model).sharing == () and _topology(model).own_data(coupled=False)
+    assert _topology(Net()).own_data(coupled=True) and not _topology(Net()).own_data(coupled=False)
 
 
 def test_what_ddp_ignores_is_each_ranks_own():

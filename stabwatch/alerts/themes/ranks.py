@@ -10,6 +10,7 @@ from stabwatch.alerts.rank_features import (
     WAITS,
     WINDOW,
     RankLossFeature,
+    RanksAlikeFeature,
     ReplicaFeature,
     SlowRankFeature,
     SlowRanksFeature,
@@ -43,6 +44,7 @@ def features() -> tuple[Feature, ...]:
         ),
         SlowRanksFeature(),
         RankLossFeature(),
+        RanksAlikeFeature(),
     )  # fmt: skip
 
 
@@ -153,5 +155,23 @@ RULES: tuple[Rule, ...] = (
             "If its data is fine and ReplicasDiffer does not fire, replace the device and run its diagnostics.",
         ),
         references=(SDC, LLAMA),
+    ),
+    Rule(
+        name="RanksReadAlike",
+        title="Ranks train on the same batches",
+        family="ranks_alike",
+        summary="All ranks have the same loss in each step: they are given the same batches.",
+        description="The losses of all ranks were the same to the last bit in {ranks_alike_ratio:.0%} of the last "
+        f"{WINDOW} points.",
+        thresholds=(Threshold(severity="warning", when=(Condition("ranks_alike_ratio", above=0.99),), for_points=4),),
+        abnormal=(Condition("ranks_alike_ratio", above=0.99),),
+        warm_up=WINDOW,
+        source="losses of different batches are equal to the last bit once in millions of times; a loss that hardly "
+        "changes is left out",
+        remedy=(
+            "Give the loader a `DistributedSampler`, or split its source by rank: all ranks do the work of one now.",
+            "Are batches drawn at random? Seed the draw with the rank.",
+            "If all ranks are meant to train on the same batch (a test that it can be learned), mute this rule.",
+        ),
     ),
 )
