@@ -88,6 +88,7 @@ def page_head(
     return {
         "run": {
             "name": meta.run,
+            "called": meta.name,
             "host": meta.host,
             "model": str(meta.model.get("name", "")),
             "parameters": meta.model.get("parameters"),

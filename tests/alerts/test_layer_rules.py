@@ -379,3 +379,10 @@ def test_weights_that_take_the_place_of_others_are_no_change_from_outside():
     engine.observe(block({"weight a": [2.0] * 20 + [3.0], "update a": [0.001] * 21}, 20))
     fired = [(a.rule, a.step) for a in engine.history if a.rule == "WeightsChangedOutsideStep"]
     assert fired == [("WeightsChangedOutsideStep", 40)]
+
+
+def test_a_loss_that_rose_above_a_guess_is_not_called_that_of_a_guess():
+    engine = Engine()
+    engine.observe(block({"token_loss": [2.302] + [1e5] * 240, "ten_classes": [1.0] * 241}, 0))
+    (told,) = [a for a in engine.history if a.rule == "NotLearning"]
+    assert "far above" in told.summary and "4.34e+04 times" in told.description

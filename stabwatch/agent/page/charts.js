@@ -25,9 +25,14 @@ function finite(columns, fold, start) {
   return out;
 }
 
+const MOST_DECADES = 8; // that have a label
+
 function decades(_, splits) {
   const whole = splits.map((v) => (Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9 ? v : null));
-  return whole.filter((v) => v !== null).length > 1 ? whole : splits;
+  const count = whole.filter((v) => v !== null).length;
+  const every = Math.ceil(count / MOST_DECADES);
+  if (every > 1) return whole.map((v) => (v !== null && Math.round(Math.log10(v)) % every === 0 ? v : null));
+  return count > 1 ? whole : splits;
 }
 
 // A time of today without its date.

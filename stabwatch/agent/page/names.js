@@ -7,6 +7,12 @@ export function number(v) {
   return a >= 1000 ? Math.round(v).toString() : String(Number(v.toPrecision(3)));
 }
 
+// How many parameters a model has.
+export function counted(parameters) {
+  if (!parameters) return "";
+  return parameters < 1e6 ? `${parameters.toLocaleString("en")} parameters` : `${number(parameters / 1e6)} M parameters`;
+}
+
 // A long module path, shortened where it tells least: its last number and its end tell layers apart.
 export function short(name, most = 24) {
   if (name.length <= most) return name;

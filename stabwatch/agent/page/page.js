@@ -1,7 +1,7 @@
 // The live page: polls the agent each second. Names come from user code, so they are set as text, never as markup.
 import { Chart, layerColour } from "./charts.js";
 import { changesSince, LastLook } from "./changes.js";
-import { grouped, number, short, some } from "./names.js";
+import { counted, grouped, number, short, some } from "./names.js";
 
 const PERIOD = 1000;
 const STALE = 100; // steps after which a value is shown as old
@@ -43,8 +43,9 @@ function colour(layer) {
 
 function showHeader({ run, progress, now, above }) {
   $("above").hidden = !above;
-  document.title = `${run.name} · stabwatch`;
-  $("name").textContent = run.name;
+  const called = run.called || run.name;
+  document.title = `${called} · stabwatch`;
+  $("name").textContent = called;
   $("state").className = `state ${run.state}`;
   const sinceStep = progress.time ? now - progress.time : 0;
   const limit = Math.max(20, 10 * (progress.step_seconds ?? 0));
@@ -53,12 +54,13 @@ function showHeader({ run, progress, now, above }) {
   $("state").textContent = run.state + stalled + (run.end ? `: ${run.end}` : "");
   const pace = progress.step_seconds;
   const items = [
+    ...(called === run.name ? [] : [["run", run.name]]),
     ["step", progress.step ?? "–"],
     ["loss", number(progress.loss)],
     ["pace", pace ? (pace < 1 ? `${number(1 / pace)} steps/s` : `${number(pace)} s/step`) : "–"],
     ["overhead", progress.overhead_ratio === null ? "–" : `${number(100 * progress.overhead_ratio)} %`],
     ["learning rate", number(progress.learning_rate)],
-    ["model", [run.model, run.parameters ? `${number(run.parameters / 1e6)} M` : ""].filter(Boolean).join(", ") || "–"],
+    ["model", [run.model, counted(run.parameters)].filter(Boolean).join(", ") || "–"],
     [run.state === "running" ? "running for" : "ran for", run.state === "running" ? ago(now - run.created) : run.ended === null ? "not known" : ago(run.ended - run.created)],
   ];
   $("facts").replaceChildren(...items.map(([k, v]) => el("div", "", el("dt", "", k), el("dd", "", String(v)))));

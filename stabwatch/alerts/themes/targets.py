@@ -24,6 +24,8 @@ WINDOW = 16
 """Steps over which labels are compared."""
 NO_BETTER = 0.98
 """Of ln(classes): a cross-entropy above it is no better than a guess."""
+WORSE = 1.5
+"""Of ln(classes): no guess, but a loss that has risen far above one."""
 LABELS = 8
 """Labels of a step from which on 200 steps are enough to learn from."""
 ALL = 0.999
@@ -352,9 +354,17 @@ RULES: tuple[Rule, ...] = (
         title="Nothing is being learned",
         family="loss_of_guess",
         summary="The loss has stayed at that of a uniform guess: nothing is learned.",
-        description="The cross-entropy is {loss_to_uniform_ratio:.1%} of ln(classes), as for {loss_uniform_steps:.0f} "
-        "steps.",
-        thresholds=(Threshold(severity="warning", when=(Condition("loss_uniform_steps", above=199.0),), for_points=2),),
+        description="The cross-entropy is {loss_to_uniform_ratio:.3g} times ln(classes), and was no lower than a guess "
+        "for {loss_uniform_steps:.0f} steps.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("loss_uniform_steps", above=199.0), Condition("loss_to_uniform_ratio", above=WORSE)),
+                for_points=2,
+                summary="The loss is far above that of a uniform guess: nothing is learned.",
+            ),
+            Threshold(severity="warning", when=(Condition("loss_uniform_steps", above=199.0),), for_points=2),
+        ),
         abnormal=(Condition("loss_uniform_steps", above=0.0),),
         source="98 % of ln(classes) for 200 steps of eight labels; models of all kinds learn how frequent the classes "
         "are before that",

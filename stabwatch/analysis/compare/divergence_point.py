@@ -76,7 +76,8 @@ def divergence_point(reference: tuple[Steps, Array], other: tuple[Steps, Array])
     if both.sum() < LEAST:
         return None
     relative = bool((a[both] > 0).all() and (b[both] > 0).all())
-    size = max(float(np.median(np.abs(np.concatenate([a[both], b[both]])))), 1e-300)
+    sizes = np.abs(np.concatenate([a[both], b[both]]))
+    size = float(np.median(sizes)) or float(sizes.max()) or 1.0
     y = [np.log(x[both]) if relative else x[both] / size for x in (a, b)]
     at = steps[both]
     difference = y[1] - y[0]

@@ -21,7 +21,11 @@ SIGNS = {"ok": ("ok", "calm"), "note": ("note", "warning"), "bad": ("BAD", "crit
 
 def doctor(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Check this run as well: a run folder, or a folder of runs.")
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help=f"Check this run as well: a run folder, or a folder of runs. Default: the newest of {RUNS}, if any.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,7 +40,7 @@ def doctor(
     from stabwatch.cli.render.console import console, print_json
     from stabwatch.runlog import find_run
 
-    found = None if run is None else find_run(run)
+    found = _newest() if run is None else find_run(run)
     parts = {"machine": check_environment(RUNS if found is None else found)}
     if found is not None:
         parts["run"] = check_run(found)
@@ -49,6 +53,13 @@ def doctor(
             out.print()
     if any(check.state == "bad" for checks in parts.values() for check in checks):
         raise typer.Exit(Exit.FIRED)
+
+
+def _newest() -> Path | None:
+    """The newest run here, if there is one."""
+    from stabwatch.runlog import find_run, holds_run
+
+    return find_run(RUNS) if holds_run(RUNS) else None
 
 
 def table(title: str, checks: Sequence[Check]) -> Table:

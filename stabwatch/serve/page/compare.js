@@ -102,8 +102,9 @@ function showCurves() {
   $("charts").replaceChildren();
   $("curves").hidden = !found.curves.length;
   const first = ["loss", "gradient_norm_before_clip", "gradient_norm"];
+  const tells = (c) => c.lines.some(([, values]) => values.some((v) => v)); // one that is 0 in all runs shows nothing
   const order = (c) => (c.layer ? 50 : first.includes(c.signal) ? first.indexOf(c.signal) : 100);
-  [...found.curves].sort((a, b) => order(a) - order(b)).forEach(plot);
+  found.curves.filter(tells).sort((a, b) => order(a) - order(b)).forEach(plot);
 }
 
 async function load() {

@@ -171,7 +171,8 @@ function line(row) {
   const link = el("a", "", row.called || row.name);
   link.href = `runs/${encodeURIComponent(row.id)}/`;
   const where = row.folder === (row.called || row.name) ? "" : row.folder;
-  const size = row.parameters ? `${number(row.parameters / 1e6)} M` : "";
+  const count = row.parameters ?? 0;
+  const size = count >= 1e6 ? `${number(count / 1e6)} M parameters` : count ? `${count.toLocaleString("en")} parameters` : "";
   const about = [row.model, size, row.world > 1 ? `${row.world} ranks` : ""].filter(Boolean).join(", ");
   const spark = el("td", "spark", sparks.get(row.id)?.[1].some((v) => v !== null) ? curve(sparks.get(row.id)[1]) : "");
   const verdict = el("td", "verdict-cell", el("span", `dot ${row.severity || (row.judged && row.step !== null ? "good" : "")}`), row.verdict);

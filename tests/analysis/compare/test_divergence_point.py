@@ -79,3 +79,11 @@ def test_other_steps_repeated_steps_and_too_few():
     assert divergence_point((steps[::2], a[::2]), (steps[1::2], b[1::2])) is None
     assert divergence_point((steps[:5], a[:5]), (steps, b)) is None
     assert divergence_point((steps, np.full(600, np.nan)), (steps, b)) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_differ_by_all_that_a_float_can_are_no_warning():
+    steps = np.arange(200)
+    few = np.where(steps % 50 == 0, 1e30, 0.0)
+    assert divergence_point((steps, few), (steps, few)).step is None
+    assert divergence_point((steps, np.zeros(200)), (steps, few)) is not None

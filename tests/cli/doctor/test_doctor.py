@@ -126,3 +126,11 @@ def test_doctor_needs_no_run(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0, result.output
+
+
+def test_doctor_takes_the_newest_run(sick_run, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("stabwatch-runs").mkdir()
+    Path("stabwatch-runs", "a").symlink_to(sick_run)
+    data = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).output)
+    assert list(data) == ["schema", "machine", "run"]
