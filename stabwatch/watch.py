@@ -158,7 +158,8 @@ class Watch:
     def log(self, **scalars: float | Tensor) -> None:
         """Record numbers of this step, one scalar each.
 
-        `loss` takes the place of the loss that the hooks see. Every other name becomes a series of its own.
+        `loss` takes the place of the loss that the hooks see. Every other name becomes a series of its own. What is no
+        single number is left out, which is said once for each name.
         """
         if inputs := self._session.inputs:
             inputs.log(scalars)

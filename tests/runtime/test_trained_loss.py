@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -330,3 +331,21 @@ def test_a_gan_with_one_watch_shows_the_sum_of_its_losses(given, attach):
     log = attach.finish()
     assert list(log.steps) == list(range(5))
     assert log.series("loss")[1] == pytest.approx(truth, rel=1e-5)
+
+
+def test_what_is_logged_and_is_no_number_costs_no_other_number(attach, caplog):
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+    for step in range(9):
+        model(torch.randn(3, 4)).sum().backward()
+        watch.log(good=step, text="abc", vector=torch.ones(3), nothing=None, one=torch.ones(1, 1), small=np.float32(2))
+        optimizer.step()
+    log = attach.finish()
+    for name, values in {"good": [*range(9)], "one": [1.0] * 9, "small": [2.0] * 9}.items():
+        assert log.series("logged_value", name)[1].tolist() == values
+    assert [e for e in log.events if e.kind == "error"] == []
+    for name, kind in {"text": "type str", "vector": "shape (3,)", "nothing": "type NoneType"}.items():
+        assert sum(name in line and kind in line for line in caplog.text.splitlines()) == 1
+    notes = [note["tap"] for e in log.events if e.kind == "coverage" for note in e.data["notes"]]
+    assert {"text", "vector", "nothing"} <= set(notes)
