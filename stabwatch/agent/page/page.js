@@ -54,7 +54,6 @@ function showHeader({ run, progress, now, above }) {
   $("state").textContent = run.state + stalled + (run.end ? `: ${run.end}` : "");
   const pace = progress.step_seconds;
   const items = [
-    ...(called === run.name ? [] : [["run", run.name]]),
     ["step", progress.step ?? "–"],
     ["loss", number(progress.loss)],
     ["pace", pace ? (pace < 1 ? `${number(1 / pace)} steps/s` : `${number(pace)} s/step`) : "–"],
@@ -64,7 +63,7 @@ function showHeader({ run, progress, now, above }) {
     [run.state === "running" ? "running for" : "ran for", run.state === "running" ? ago(now - run.created) : run.ended === null ? "not known" : ago(run.ended - run.created)],
   ];
   $("facts").replaceChildren(...items.map(([k, v]) => el("div", "", el("dt", "", k), el("dd", "", String(v)))));
-  $("footer").textContent = `stabwatch on ${run.host}`;
+  $("footer").textContent = `${called === run.name ? "" : `${run.name} · `}stabwatch on ${run.host}`;
 }
 
 function list(title, items) {
