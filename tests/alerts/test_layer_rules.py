@@ -125,6 +125,7 @@ SCENARIOS = {
     ),
     "RewardCollapse": Scenario("logged rollout/ep_rew_mean", [i / 100 for i in range(100)], [0.02] * 40),
     "AccuracyCollapse": Scenario("logged train_acc", [i / 100 for i in range(100)], [0.1] * 40),
+    "ScoreCollapse": Scenario("logged val/mIoU", [i / 100 for i in range(100)], [0.02] * 40),
     "DeadGroups": Scenario("logged frac_reward_zero_std", wave(100, 0.3), [1.0] * 16, {"logged reward": uneven}),
     "TruncationSurge": Scenario("logged completions/clipped_ratio", wave(100, 0.05), [0.8] * 16),
     "KLRunaway": Scenario("logged objective/kl", wave(100, 0.1), [5.0] * 6, {"logged reward": uneven}),

@@ -186,8 +186,9 @@ def _collapse(role: str, name: str, title: str, remedy: tuple[str, ...]) -> Rule
         "had gained, or of its first level if it never gained, is lost.",
         thresholds=(Threshold(severity="warning", when=(Condition(lost, above=0.8),), for_points=16),),
         abnormal=(Condition(lost, above=0.5),),
-        source="four fifths of a gain of four times the scatter and twice a random walk, in the median of eight, at 16 "
-        "points: an exploration comes back sooner; without a gain four fifths of the first level, beyond chance",
+        source="four fifths of a gain of 2.5 times the noise and 1.5 times a random walk, in the mean of the middle "
+        "half of eight points (of sixteen once there are 128), at 16 points: an exploration comes back sooner; without "
+        "a gain four fifths of the first level, beyond chance",
         remedy=remedy,
     )
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
+from stabwatch.hooks.base.graph_kinds import SHAPES, inputs_of, kind_of
+
 _RANGES = {
-    "SigmoidBackward0": (0.0, 1.0), "SoftmaxBackward0": (0.0, 1.0), "TanhBackward0": (-1.0, 1.0),
-    "ReluBackward0": (0.0, math.inf), "SoftplusBackward0": (0.0, math.inf), "ExpBackward0": (0.0, math.inf),
-    "LogSoftmaxBackward0": (-math.inf, 0.0),
+    "Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0),
+    "Relu": (0.0, math.inf), "Softplus": (0.0, math.inf), "Exp": (0.0, math.inf),
+    "LogSoftmax": (-math.inf, 0.0),
 }  # fmt: skip
-_LINEAR = ("AddmmBackward0", "MmBackward0", "BmmBackward0", "ConvolutionBackward0")
-_SHAPES = frozenset(
-    f"{name}Backward0"
-    for name in (
-        "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Transpose", "Permute", "T",
-        "Clone", "Index", "Alias",
-    )
-) | {"SqueezeBackward1"}  # fmt: skip
-"""What changes the shape of numbers, and not the numbers."""
+_LINEAR = ("Addmm", "Mm", "Bmm", "Convolution")
+_SAME = frozenset((*SHAPES, "Index"))
+"""What takes numbers as they are, and lays them out."""
 _DEEP = 6
 
 
@@ -34,11 +31,11 @@ def is_linear(output: Tensor) -> bool:
 
 
 def _last_function(output: Tensor) -> str:
-    """Name of the node of the last function that made the numbers of an output; '' where that is not known."""
-    node = output.grad_fn
+    """The kind of the last function that made the numbers of an output; '' where that is not known."""
+    node: Any = output.grad_fn
     for _ in range(_DEEP):
-        name = type(node).__name__
-        if name not in _SHAPES:
-            return name
-        node = node.next_functions[0][0]  # type: ignore[union-attr]
+        kind = kind_of(node)
+        if kind not in _SAME:
+            return kind
+        node = next(iter(inputs_of(node)), None)
     return ""
