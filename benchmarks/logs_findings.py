@@ -337,6 +337,17 @@ are exactly 0, two accuracies at chance, a validation at ln 2 three times, two e
 1.8. At another step: the first epoch of three Keras logs, which were counted in steps. The one warned about has
 batches sorted by length; not read was one record as a JSON document. After mending 25 are found, 23 of the right kind
 and step, none is warned about and all are read.
+
+Round 28 was read after that, to see the gain: 16 excerpts that came, and 14 curves of AlgoPerf drawn by chance.
+
+| round | logs | trouble found | of the right kind and step | healthy warned about | not read |
+|---|---|---|---|---|---|
+| 28 | 30 | 10 of 12 | 8 | 1 of 18 | 0 |
+
+Missed: a loss that rises by a sixth in 13 records, and evaluations that are 1.4 times as high for a while. One spike
+was told two records late, and of a loss on evaluations that diverges only the overfitting was told. The one warned
+about is true: its steps become three times as slow, which the label, made from the losses, does not know. After
+mending 10 are found, 9 of the right kind and step (of the log with a spike and a slow divergence, the spike).
 """
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,8 @@ SHAPE = 0.7
 """Share of the peak at either end of a short excursion. A real excursion rises and falls; unusual batches are flat."""
 FIRST = 64
 """Records at the beginning that may have no calm block yet."""
+ONSET = 1.4
+"""Ratio to the lowest record before from which one that is below the next belongs to the rise."""
 LONG = 104
 """Fewest records whose changes, relative to the level, show a usual size: three blocks, and one that may be cut."""
 FEWEST = 4
@@ -196,6 +198,17 @@ def _follow(
     while i > 0 and values[i - 1] > base + limit / 3:
         i -= 1
     return Excursion(i, stop, peak, base, scale, float(values[peak] - base) / limit, recovered)
+
+
+def from_its_onset(values: Array, e: Excursion) -> Excursion:
+    """The same from where the curve began to rise, in the first records, whose median is no level yet."""
+    start = e.start
+    lowest = float(values[:start].min(initial=np.inf))
+    if not e.recovered or start > 2 * BASE or lowest <= 0:
+        return e
+    while start > 1 and ONSET * lowest < values[start - 1] < values[start]:
+        start -= 1
+    return e if start == e.start else replace(e, start=start, base=float(values[start - 1]))
 
 
 def _whole(rise: Array, i: int, over: Array, ebbing: Array, scale: Array, sigma: float) -> bool:

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.detectors import descents, level_steps, short_curves
-from stabwatch.analysis.detectors.excursions import EXCERPT, Excursion, Reference, excursions, reference
+from stabwatch.analysis.detectors.excursions import (
+    EXCERPT,
+    Excursion,
+    Reference,
+    excursions,
+    from_its_onset,
+    reference,
+)
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
 from stabwatch.analysis.readers.names import CAMEL, is_perplexity, plain, role_of
 
@@ -90,7 +97,8 @@ class RunSegment:
         found = short_curves.explosion(loss.values) if self.fresh or len(loss) <= EXCERPT else []
         found = found or excursions(loss.values, self.reference, self.fresh, self.dies)
         found = found or short_curves.spikes(loss.values, self.fresh) or level_steps.steps_up(loss.values)
-        return found or descents.breaks(loss.values)
+        found = found or descents.breaks(loss.values)
+        return [from_its_onset(loss.values, e) for e in found] if self.fresh else found
 
     @cached_property
     def fresh(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.analysis.detectors.excursions import Excursion
+from stabwatch.analysis.detectors.excursions import Excursion, from_its_onset
 from stabwatch.analysis.detectors.robust import Array
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import Column
@@ -17,7 +17,7 @@ BACK = 1.2
 """Ratio to the same at which they are back."""
 BEFORE = 3
 """Records before a rise whose median is its level."""
-LONGEST = 4
+LONGEST = 8
 """Most records of such a rise. Longer ones are excursions of the curve itself."""
 
 
@@ -55,7 +55,8 @@ def rises(segment: RunSegment, loss: Column, jump: float = JUMP) -> list[Excursi
             continue
         peak = i + int(np.argmax(values[i:stop]))
         over = float(values[peak] - base) / ((jump - 1) * base)
-        found.append(Excursion(i, stop, peak, base, base, over, recovered=True))
+        rise = Excursion(i, stop, peak, base, base, over, recovered=True)
+        found.append(from_its_onset(values, rise) if segment.fresh else rise)
         i = stop + 1
     return found
 

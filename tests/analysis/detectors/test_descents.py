@@ -140,3 +140,8 @@ def test_one_validation_loss_in_all_validations():
 def test_few_records_that_fall_by_more_than_they_rise():
     loss = [3.2, 3.7, 3.9, 2.0, 4.2, 10.1, 10.0, 12.4, 8.1, 5.8, 13.5, 8.9, 5.9, 14.9, 11.9, 12.5, 13.1]
     assert not _told(run_of(loss=loss))
+
+
+def test_a_rise_in_the_first_records_begins_where_the_curve_was_lowest():
+    loss = [6.9, 4.2, 2.9, 2.45, 2.63, 3.5, 5.2, 6.2, 6.9, 7.1, 6.4, 3.6, 2.8, 2.7, 2.8, 2.1, 2.3, 2.4, 2.2]
+    assert _told(run_of(loss=loss, eval_loss=[1.05 * x for x in loss])) == [("LossSpike", 5)]
