@@ -52,7 +52,8 @@ class Evidence:
         began = min((a.onset for a in self.of("NonFinite")), default=None)
         if began is None:
             return None
-        return next((o for o in self.memory.origins if o.since <= began <= o.step), None)
+        found = [o for o in self.memory.origins if o.since <= began <= o.step]
+        return min(found, key=lambda o: o.place == "unknown", default=None)
 
     def of(self, *rules: str) -> list[Alert]:
         """Alerts of some rules."""

@@ -11,8 +11,8 @@ from stabwatch.alerts.origins import Origin
 def found(e: Evidence, origin: Origin) -> Found:
     """What an origin shows. It does not lead where something else left its range before, or made numbers grow."""
     leads = origin.since <= e.onset + 1 and not origin.grown
-    lines = tuple(line for line in (origin.sentence, origin.loss_sentence, *origin.batches) if line)
-    return Found(origin.since, lines, origin.layers, confidence=0.9, leads=leads)
+    lines = (origin.sentence, origin.rank_sentence, origin.loss_sentence, *origin.batches)
+    return Found(origin.since, tuple(filter(None, lines)), origin.layers, confidence=0.9, leads=leads)
 
 
 def _where(*places: str, when: Callable[[Origin], bool] = lambda o: True) -> Callable[[Evidence], Found | None]:

@@ -57,6 +57,12 @@ class Origin:
         return self.layers[0] if self.layers and not self.signal.startswith("loss") else ""
 
     @property
+    def rank_sentence(self) -> str:
+        """Which rank has seen it, '' where it is the one that writes the log, or the only one."""
+        rank = self.facts.get("rank")
+        return f"This was seen on rank {rank}." if isinstance(rank, int) else ""
+
+    @property
     def grown(self) -> bool:
         """Numbers had grown until they were too large: what made them grow is the cause."""
         return bool(self.facts.get("grown"))

@@ -77,6 +77,8 @@ class AlertDispatcher:
         self._stop = stop
         self._peers = peers
         self._run, self._shield = run, shield
+        self.unwritten: Callable[[str, int, dict[str, Any]], None] = lambda kind, step, data: None
+        """Set by the owner: called with an event that this rank does not write."""
         self._received: deque[Alert] = deque()
         self._active: dict[tuple[str, str, str], Alert] = {}
         self._flights = 0
@@ -145,6 +147,8 @@ class AlertDispatcher:
             self._closer()
         if self._writer is not None:
             self._writer.event(kind, step, **data)
+        else:
+            self.unwritten(kind, step, data)
         if self._source is not None:
             self._source.tell(Event(kind, time.time(), step, data))
 

@@ -45,7 +45,7 @@ Write = Callable[[int, Callable[[], NDArray[np.floating]], NDArray[np.float64] |
 measured it."""
 
 
-ERROR, ERRORS = "error", "errors"
+ERROR, ERRORS, ORIGIN = "error", "errors", "origin"
 
 
 def beginning(model: nn.Module) -> str:
@@ -140,6 +140,8 @@ class SharedSteps:
         self.errors = RemoteErrors()
         self.lost: Callable[[int, bool], None] = lambda rank, lost: None
         """Set by the owner: called in the exchange's thread with a rank that is lost, or there again."""
+        self.traced: Callable[[int, dict[str, Any]], None] = lambda step, data: None
+        """Set by the owner: called on rank 0 with the step and the data of a `nonfinite` event of another rank."""
         self._number_of_exchange = 0
         self._said = False
         """It was said that nothing of this rank is recorded."""
@@ -178,10 +180,18 @@ class SharedSteps:
             self._reported = total
             self.exchange.reply(ERRORS, [self._ranks.number, total])
 
-    def receive_errors(self) -> None:
-        """On rank 0: write down what failed on others."""
+    def report_event(self, kind: str, step: int, data: dict[str, Any]) -> None:
+        """An event of this rank, which writes no log: rank 0 does, where this rank alone knows where NaN was made."""
+        traced = kind == "nonfinite" and data["place"] != "unknown"
+        if self.exchange is not None and self._ranks.rank and traced:
+            self.exchange.reply(ORIGIN, [step, {**data, "rank": self._ranks.number}])
+
+    def receive(self) -> None:
+        """On rank 0: write down what failed on others, and what they have traced."""
         if self.exchange is None or self._ranks.rank:
             return
+        for step, data in self.exchange.received(ORIGIN):
+            self.traced(step, data)
         for rank, total in self.exchange.received(ERRORS):
             self.errors.counts[rank] = total
         for rank, step, data in self.exchange.received(ERROR):

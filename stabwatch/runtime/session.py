@@ -205,7 +205,7 @@ class Session(SessionRanks):
         transfer = self._taps.now.buffer.send(extent)
         part = None
         if self._writer is not None:
-            self._shared.receive_errors()
+            self._shared.receive()
             self._host.overhead, self._host.dropped = self._pace.governor.overhead, self._writer.dropped
             self._host.errors = self.isolation.errors.total() + self._shared.errors.total
             part = self._host.part(self.context.run.take_logged())
@@ -356,7 +356,7 @@ class Session(SessionRanks):
         release(self, self._model)
         self.isolation.run("snapshot", "always", self._dispatcher.close, reason)
         self._shared.close(reason)
-        self._shared.receive_errors()
+        self._shared.receive()
         if self._output is not None:
             self.isolation.run("optimizer", "always", self._problem_is_over)
             if reason != "replaced":

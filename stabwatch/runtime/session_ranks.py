@@ -65,6 +65,7 @@ class SessionRanks(SessionAnswers):
         self._overdue = self._follow_ranks() if exchange is not None and together else None
         if self._overdue is not None:
             self._shared.lost = self._overdue.lost
+        self._shared.traced = lambda step, data: self._dispatcher.tell("nonfinite", step, data)
         if not together:
             self.context.unmeasured("note", "ranks", apart_from_others(ranks))
         if note := zero_note(ranks.model, self._optimizer, ranks.world):
@@ -76,6 +77,7 @@ class SessionRanks(SessionAnswers):
             partial(self._pace.governor.escalate, self.config.escalate), self._taps.batches, on_alert,
             self.isolation.run, self.isolation.shield, self.context.step, peers,
         )  # fmt: skip
+        self._dispatcher.unwritten = self._shared.report_event
         if "taylor" in self.config.guards and ranks.world > 1:
             self.context.unmeasured("note", "guard", OVER_RANKS)
             if self._writer is not None:

@@ -81,7 +81,11 @@ def test_a_rank_whose_batch_is_not_finite_is_named(two):
     engine = _judged(run)
     for event in run.events:
         engine.observe_event(event)
-    [cause] = [c for c in diagnose(engine).causes if c.name == "NonFinite"]
+    traced = [event for event in run.events if event.kind == "nonfinite" and event.data.get("rank") == 1]
+    assert [(event.step, event.data["since"]) for event in traced] == [(AT, AT)], "by that rank, which writes no log"
+    causes = diagnose(engine).causes
+    assert "This was seen on rank 1." in causes[0].evidence
+    [cause] = [c for c in causes if c.name == "NonFinite"]
     said = " ".join(cause.evidence)
     assert "Rank 1 counted the most non-finite values at first" in said
     assert f"Batch of step {AT}: samples {2 * AT}; shard shard-0" in said
