@@ -41,10 +41,14 @@ EXPLAINED = {
     "NoBetterThanMean": ("WarmUpTooLong",),
     "NotLearning": ("WarmUpTooLong",),
     "BadBatch": ("Reinitialisation",),
+    **dict.fromkeys(("LossSpike", "OddBatches"), ("DataNotShuffled",)),
+    "LoneLosses": ("BadBatch", "DataNotShuffled"),
 }
 """Conditions that say nothing more where another one is named, whose evidence they are."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SYMPTOMS = (*_LOSS, "NonFinite")
+_OF_LOSS = ("LossConstant", "LossLostAtRateJump", "LossStuck", "LossWithoutBound", "OddBatches")
+"""Rules that speak of the loss itself."""
 _NO_GRADIENT = "ZeroGradients"
 OUTCOMES = ("NotLearning", "NoBetterThanMean")
 """They say that nothing is learned, and not why: what else began before they were seen comes first."""
@@ -228,7 +232,7 @@ def _guarded(engine: Engine) -> str:
 
 def _loss_so_far(alert: Alert, groups: Sequence[_Group]) -> str:
     before, now = alert.context.get("loss_at_onset"), alert.context.get("loss")
-    if alert.rule in _LOSS:
+    if alert.rule in (*_LOSS, "LoneLosses"):
         return ""
     if alert.context.get("loss_nonfinite_step") == alert.step:
         return f" The loss was not finite at step {alert.step}."
@@ -240,7 +244,7 @@ def _loss_so_far(alert: Alert, groups: Sequence[_Group]) -> str:
         return f" The loss was {now:.3g} {when}."
     if before is None:
         return ""
-    if abs(now - before) <= 0.25 * abs(before) or now < before:
+    if alert.rule not in _OF_LOSS and (abs(now - before) <= 0.25 * abs(before) or now < before):
         shown = min((g.onset for g in groups if g.name in _LOSS and g.onset < alert.onset), default=None)
         if shown is not None:
             return f" The loss had left its normal range before, at step {shown}: {now:.3g} {when}."

@@ -8,8 +8,6 @@ from stabwatch.alerts.evidence import Evidence, Found, RootCause
 from stabwatch.alerts.rule import Alert
 from stabwatch.alerts.templates import format_rank
 
-AT_ONCE = 0.5
-"""Share of the compared layers from which on it is the exchange between ranks, and no single value."""
 FIRST_COMPARISONS = 2
 """The first one may be of the weights before the first step, which are still equal."""
 
@@ -31,18 +29,19 @@ def replicas_differ(e: Evidence) -> bool:
 
 
 def _never_averaged(e: Evidence) -> Found | None:
-    """Most layers differ from the first comparison on that they can differ in."""
+    """Layers differ from the first comparison on that they can differ in: all of them, or those that are left out."""
     first = _first_apart(e)
     layers = _layers(first)
     compared = max((a.context.get("layers_compared", 0.0) for a in first), default=0.0)
     from_the_start = all(a.context.get("points", 3.0) <= FIRST_COMPARISONS for a in first)
-    if len(layers) < 2 or len(layers) < AT_ONCE * compared or not from_the_start:
+    if not layers or not from_the_start:
         return None
+    differ = "differs" if len(layers) == 1 else "differ"
     return Found(
         first[0].step,
         (
-            f"Step {first[0].step}: {len(layers)} of {compared:.0f} layers differ between ranks, all of them since the "
-            "first steps in which they were compared.",
+            f"Step {first[0].step}: {len(layers)} of {compared:.0f} layers {differ} between ranks, since the first "
+            "steps in which they were compared.",
             "A fault of one device would begin in one layer, at some later step.",
         ),
         layers,

@@ -206,6 +206,11 @@ def _recurrent(e: Evidence) -> Found | None:
 
 
 def _bad_batch(e: Evidence) -> Found | None:
+    if e.of("DataNotShuffled"):
+        return None  # each stretch is unlike the one before
+    lone = e.of("LoneLosses")
+    if lone and e.onset >= lone[0].onset - e.together:
+        return Found(lone[0].onset, (f"Step {lone[0].step}: {lone[0].description}",), confidence=0.7)
     odd = e.of("OddBatches")
     if odd:
         first = odd[0]

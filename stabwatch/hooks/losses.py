@@ -127,12 +127,11 @@ def _note_spread(context: TapContext, input: Tensor, target: Tensor) -> None:
 
 
 def _note_level(context: TapContext, input: Tensor, target: Tensor) -> None:
-    """The mean of the targets of a batch, and the deviation of the means of its samples."""
-    if input.shape == target.shape and input.dim() and len(input) >= FEWEST and target.numel():
-        rows = target.detach().reshape(len(target), -1)
-        means = rows[:, :: -(-rows.numel() // SAMPLED) or 1].float().mean(1)
-        context.run.note(COMPARED_MEAN, means.mean())
-        context.run.note(COMPARED_DEVIATION, means.std(correction=0))
+    """The mean and the deviation of the targets of a batch, one number for each sample."""
+    if input.shape == target.shape and input.dim() and FEWEST <= len(target) == target.numel():
+        some = _some(target).float()
+        context.run.note(COMPARED_MEAN, some.mean())
+        context.run.note(COMPARED_DEVIATION, some.std(correction=0))
 
 
 def _note_fit(context: TapContext, out: Tensor, output: Tensor, target: Tensor) -> None:

@@ -138,12 +138,12 @@ SIGNALS = (
     ),
     _host(
         "compared_mean",
-        "Mean of the targets of `mse_loss`, its kin and the binary cross-entropy in the batch.",
+        "Mean of the targets of `mse_loss`, its kin and the binary cross-entropy, of one number for each sample.",
         tier="sampled",
     ),
     _host(
         "compared_deviation",
-        "Standard deviation of the same over the samples of the batch, of the mean of each.",
+        "Standard deviation of the same in the batch.",
         tier="sampled",
     ),
     _host(

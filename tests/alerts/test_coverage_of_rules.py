@@ -69,7 +69,7 @@ NO_RULE = {
         "weight_fp16_saturated_ratio",
         "activation_exponent_spread", "gradient_exponent_spread",
     ),
-    "how fast, not how well": ("data_wait_seconds", "samples_per_second"),
+    "how fast, not how well": ("data_wait_seconds",),
     "the watcher itself: an alert of Prometheus (docs/runbooks/Health.md)": (
         "overhead_ratio", "taps_missing", "probe_errors_total", "records_dropped_total",
     ),

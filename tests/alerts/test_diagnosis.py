@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
+
 from stabwatch.alerts import Engine, diagnose, diagnosis
 from stabwatch.alerts.evidence import Evidence, RootCause
 from stabwatch.alerts.root_causes import ROOT_CAUSES
@@ -34,6 +36,26 @@ def test_the_verdict_names_the_first_layer_its_onset_and_what_the_loss_said():
     assert found.causes[0].layers == ("a", "b")
     assert any("doubles every 13.9 steps" in line for line in found.causes[0].evidence)
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("series", "rule"),
+    [
+        ({"loss": [2.0] * 20 + [0.1] * 20 + ([3.0] + [0.1] * 19) * 5, "speed": [32.0] * 140,
+          "step_seconds": [1.0] * 140}, "LoneLosses"),
+        ({"loss": [2.0] * 20 + [-2.0 * 1.1**i for i in range(80)]}, "LossWithoutBound"),
+    ],
+)  # fmt: skip
+def test_a_rule_of_the_loss_does_not_say_that_the_loss_did_not_show_it(series, rule):
+    found = _diagnosis(series)
+    assert rule in [cause.name for cause in found.causes] or found.causes[0].name == "BadBatch"
+    assert "did not show it" not in found.verdict
+
+
+def test_a_loss_that_left_its_range_before_has_shown_it():
+    calm, risen = wave(100, 1.0, 0.02), wave(200, 40.0, 0.02)
+    found = _diagnosis({"loss": [*calm, *risen], "lower a": [10.0] * 180 + [150.0] * 120})
+    assert "did not show it" not in found.verdict
 
 
 def test_causes_come_in_the_order_of_their_onset():

@@ -34,7 +34,7 @@ SCENARIOS = {
     "VanishingOverDepth": Scenario(
         "flow a",
         wave(100, 1e-3, 0.1),
-        [1e-8] * 8,
+        [1e-8] * 60,
         {"loss": 3.0, **{f"flow {x}": 1e-8 for x in "bc"}, **{f"flow {x}": 1e-3 for x in "defghi"}},
     ),
     "TokenCollapse": Scenario("tokens a", wave(100, 0.3, 0.1), [0.995] * 20),
@@ -108,6 +108,12 @@ SCENARIOS = {
     "NotLogProbabilities": Scenario("off", [0.0] * 100, [0.9] * 3),
     "InputsConstant": Scenario("alike", [0.1] * 100, [1.0] * 5, from_start=True),
     "TargetsIgnored": Scenario("ignored", wave(100, 0.7, 0.05), [1.0] * 5),
+    "LoneLosses": Scenario(
+        "loss",
+        [max(0.1, 2.5 - 0.05 * i) for i in range(300)],
+        [0.1] * 10 + ([4.0] + [0.1] * 19) * 5,
+        {"speed": 32.0, "step_seconds": 1.0},
+    ),
     "DataNotShuffled": Scenario("label_mean", wave(100, 0.5, 0.02), [i // 5 % 10 / 10 for i in range(60)]),
     "InitialLossTooHigh": Scenario("token_loss", [3.0] * 100, [30.0], {"ten_classes": 1.0, "cut": 0.0}),
     "NotLearning": Scenario("token_loss", [1.0] * 100, [2.302] * 240, {"ten_classes": 1.0}),
@@ -255,8 +261,10 @@ def test_another_task_is_no_order_of_the_labels(length, each, told):
     [(0.05, {}, True), (1.0, {}, False), (0.05, {"acted": 1.0}, False), (0.05, {"opposed": 1.0}, False)],
     ids=["sorted", "shuffled", "the model makes its data", "a game"],
 )
-def test_numbers_in_their_order_are_not_shuffled(deviation, beside, told):
-    means = [math.sin(3.0 * i) for i in range(100)]
+@pytest.mark.parametrize("course", [lambda i: math.sin(3.0 * i), lambda i: i / 5])
+def test_numbers_in_their_order_are_not_shuffled(deviation, beside, told, course):
+    means = [course(i) for i in range(100)]
+    told = told and means[99] < 2  # what rises steadily is no order
     series = {"number_mean": means, **around({"number_deviation": deviation, **beside}, 0, 100)}
     assert bool(_states_of(series, "DataNotShuffled")) == told
 
@@ -266,6 +274,22 @@ def test_batches_whose_targets_are_alike_do_not_say_that_nothing_is_learned():
     assert _states_of(error, "NoBetterThanMean") == ["firing"]
     levels = {"number_mean": [math.sin(3.0 * i) for i in range(300)], "number_deviation": [0.05] * 300}
     assert not _states_of(error | levels, "NoBetterThanMean")
+
+
+@pytest.mark.parametrize(
+    ("lone", "beside", "told"),
+    [
+        (4.0, {"speed": 32.0}, True),
+        (0.6, {"speed": 32.0}, False),
+        (4.0, {"speed": 2.0}, False),
+        (4.0, {"speed": 32.0, "acted": 1.0}, False),
+    ],
+    ids=["a batch that is wrong", "a sample that is wrong", "few samples", "a policy"],
+)
+def test_lone_losses_are_those_of_batches_that_are_wrong(lone, beside, told):
+    loss = [*wave(20, 2.0), *([0.1] * 15 + [lone] + [0.1] * 14) * 5]
+    series = {"loss": loss, **around({"step_seconds": 1.0, **beside}, 0, len(loss))}
+    assert bool(_states_of(series, "LoneLosses")) == told
 
 
 @pytest.mark.parametrize(("largest", "told"), [(0.5 / 2048, True), (0.4 / 2048, False), (0.5, False)])

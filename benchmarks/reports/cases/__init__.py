@@ -16,6 +16,7 @@ from benchmarks.reports.cases import (
     nonfinite,
     policy,
     precision,
+    siblings_again,
     siblings_loops,
     siblings_values,
     typical_again,
@@ -26,8 +27,8 @@ from benchmarks.reports.cases import (
 
 __all__ = [
     "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "fresh_data", "fresh_setup",
-    "gradients", "later", "loop", "losses", "nonfinite", "policy", "precision", "siblings_loops", "siblings_values",
-    "typical_again", "typical_loops", "typical_values", "unseen",
+    "gradients", "later", "loop", "losses", "nonfinite", "policy", "precision", "siblings_again", "siblings_loops",
+    "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.data_change import CHANGED
-from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, RunFeature, ScalarFeature, own_signals
+from stabwatch.alerts.features import WINDOW, DerivedSignal, Duration, Feature, RunFeature, ScalarFeature, own_signals
 from stabwatch.alerts.references import CALIBRATED, RELU, ZCLIP
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints, after_each, column_medians, median, middle, row_medians
@@ -20,6 +20,8 @@ from stabwatch.runlog import SeriesKey
 
 FEWEST = 4
 """Layers from which on they are compared over the depth."""
+OVER_DEPTH, OPEN = 1e-3, 47.0
+"""Share of the largest gradient that a quarter of the layers is below, and for more than how many steps."""
 
 
 class GradientFeature(ScalarFeature):
@@ -77,7 +79,7 @@ class VanishingFeature(RunFeature):
     rms to peak: median over layers of the gradient RMS over its peak in the run; then the median of the last 16 points.
         The peak is that of medians of 5 points, so one early explosion does not set it.
     depth: the gradient RMS of the layer at the lower quartile over that of the largest, in one record; NaN with fewer
-        than four layers.
+        than four layers. Beside it for how many steps that is small.
     remaining: loss over its first value. stall: loss over its value 32 points before. Both are medians of 16 points,
         and NaN while the loss is not positive.
     """
@@ -94,6 +96,12 @@ class VanishingFeature(RunFeature):
             "gradient_depth_ratio",
             "Gradient RMS of the layer at the lower quartile over that of the layer with the largest.",
             "ratio",
+            "run",
+        ),
+        DerivedSignal(
+            "gradient_depth_steps",
+            f"Steps for which gradient_depth_ratio has been below {OVER_DEPTH:g}.",
+            "1",
             "run",
         ),
         DerivedSignal(
@@ -122,6 +130,7 @@ class VanishingFeature(RunFeature):
         self._losses: deque[float] = deque(maxlen=self._SMOOTH)
         self._levels: deque[float] = deque(maxlen=self._BEFORE)
         self._first = math.nan
+        self._far = Duration()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         loss = self._loss.of("loss", values)
@@ -137,7 +146,9 @@ class VanishingFeature(RunFeature):
             ratio = now / self._peak
         self._ratios.append(median(ratio[np.isfinite(ratio)]))
         remaining, stall = self._of_loss()
-        numbers = (median(np.array(self._ratios)), remaining, _over_depth(now[None])[0], stall)
+        depth = _over_depth(now[None])[0]
+        far = self._for_steps(self._step, depth)
+        numbers = (median(np.array(self._ratios)), remaining, depth, far, stall)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
     def _of_loss(self) -> tuple[float, float]:
@@ -172,8 +183,12 @@ class VanishingFeature(RunFeature):
         with np.errstate(invalid="ignore", divide="ignore"):
             remaining, stall = (np.where((p > 0) & (level > 0), level / p, np.nan) for p in (self._first, before))
         depth = _over_depth(np.where(np.isfinite(now[rows]), now[rows], np.nan))
-        numbers = (self._faded(now[rows]), remaining, depth, stall)
+        far = np.array([self._for_steps(*x) for x in zip(steps[rows].tolist(), depth.tolist(), strict=True)])
+        numbers = (self._faded(now[rows]), remaining, depth, far, stall)
         return self._many(rows, dict(zip((g.name for g in self.gauges), numbers, strict=True)))
+
+    def _for_steps(self, step: float, depth: float) -> float:
+        return math.nan if math.isnan(depth) else self._far.at(step, depth < OVER_DEPTH)
 
     def _faded(self, now: Array) -> Array:
         """The gradient RMS to its peak, smoothed, of measured points (n, layers)."""
@@ -282,13 +297,17 @@ RULES: tuple[Rule, ...] = (
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(Condition("gradient_depth_ratio", below=1e-3), Condition("loss_remaining_ratio", above=0.95)),
-                for_points=3,
+                when=(
+                    Condition("gradient_depth_ratio", below=OVER_DEPTH),
+                    Condition("gradient_depth_steps", above=OPEN),
+                    Condition("loss_remaining_ratio", above=0.95),
+                ),
             ),
         ),
-        abnormal=(Condition("gradient_depth_ratio", below=1e-3), Condition("loss_remaining_ratio", above=0.95)),
-        source="a thousandth, in a quarter of the layers, while a twentieth of the loss or less is learned: layers of "
-        "a healthy model are within a factor of a hundred",
+        abnormal=(Condition("gradient_depth_ratio", below=OVER_DEPTH), Condition("loss_remaining_ratio", above=0.95)),
+        source="a thousandth, in a quarter of the layers, for 48 steps, while a twentieth of the loss or less is "
+        "learned: layers of a healthy model are within a factor of a hundred, once blocks have opened that begin at a "
+        "scale of next to nothing",
         remedy=(
             "Add shortcuts around the layers, or norms before them; or use fewer layers.",
             "Initialise weights so that activations keep their size: `kaiming_normal_` for ReLU.",

@@ -16,7 +16,7 @@ from stabwatch.alerts.features import (
     RunFeature,
     own_signals,
 )  # fmt: skip
-from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.number_order import ORDERED, NumberOrder
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, median
 
@@ -38,15 +38,11 @@ FEWEST = 8
 """Fewest labels of a step: of eight drawn at random, an eighth of the variance lies between steps."""
 
 
-ORDERED = 0.9
-"""Share of the variance of numbers that lies between steps: less is that of batches of one sequence, or of one task."""
-
-
 class ShuffleFeature(RunFeature):
     """How much of the variance of the labels lies between steps: 1 / n of steps of n labels that are shuffled.
 
     Another task is no order: two changes that are 48 steps apart do not count, unless each batch has one label.
-    Of the numbers of a regression 0 up to `ORDERED`; NaN where the model makes its own data or plays against another.
+    Of the numbers of a regression see `NumberOrder`.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -62,37 +58,31 @@ class ShuffleFeature(RunFeature):
     def __init__(self) -> None:
         super().__init__(
             "target_mean", "target_mean", "target_deviation", "target_labels", "compared_mean", "compared_deviation",
-            "calls_without_gradient", "opponent_steps",
+            "calls_without_gradient", "opponent_steps", "loss", "compared_loss", "target_rms",
         )  # fmt: skip
 
     def _begin(self) -> None:
         self._past: deque[tuple[float, float, float, float]] = deque(maxlen=WINDOW)
+        self._numbers = NumberOrder()
         self._labelled = False
-        self._records = self._played = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        *labels, mean, deviation, acted, opposed = (self._one(signal, values) for signal in self._columns.signals)
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
-        if all(map(math.isfinite, labels)):
-            if not self._labelled:
-                self._labelled = True
-                self._past.clear()
-            return self._share(labels[0], labels[1], labels[2])
-        if self._labelled or not math.isfinite(mean + deviation):
+        mean, deviation, labels, *numbers = (self._one(signal, values) for signal in self._columns.signals)
+        if math.isfinite(mean + deviation + labels):
+            self._labelled = True
+            return {self.gauges[0].name: self._of_labels(mean, deviation, labels), self.signal: mean}
+        self._numbers.record(*numbers[2:])
+        if self._labelled or not math.isfinite(numbers[0] + numbers[1]):
             return None
-        found = self._share(mean, deviation, float(FEWEST))
-        share = found[self.gauges[0].name]
-        judged = math.nan if makes_its_data(self._played, self._records) else share
-        return found | {self.gauges[0].name: 0.0 if judged <= ORDERED else judged}
+        return {self.gauges[0].name: self._numbers.share(numbers[0], numbers[1]), self.signal: numbers[0]}
 
-    def _share(self, mean: float, deviation: float, labels: float) -> dict[str, float]:
-        self._past.append((self._step, mean, deviation, labels))
-        steps, means, deviations, counts = np.array(self._past).T
+    def _of_labels(self, mean: float, deviation: float, known: float) -> float:
+        self._past.append((self._step, mean, deviation, known))
+        steps, means, deviations, labels = np.array(self._past).T
         within = float(np.square(deviations).mean())
         between = _between(steps, means) if median(deviations) > 0 else float(means.var())
-        enough = len(self._past) == WINDOW and median(counts) >= FEWEST and between + within > 0
-        return {self.gauges[0].name: between / (between + within) if enough else math.nan, self.signal: mean}
+        enough = len(self._past) == WINDOW and median(labels) >= FEWEST and between + within > 0
+        return between / (between + within) if enough else math.nan
 
     measures = own_signals
 
@@ -337,12 +327,12 @@ RULES: tuple[Rule, ...] = (
         title="The data are not shuffled",
         family="target_mean",
         summary="Batches hold one class after the other, or numbers in their order: the data are not shuffled.",
-        description=f"{{target_between_ratio:.0%}} of the variance of the targets lies between {WINDOW} steps; of "
-        "shuffled data it is one over the batch size.",
+        description="{target_between_ratio:.0%} of the variance of the targets lies between batches; of shuffled data "
+        "it is one over the batch size.",
         thresholds=(Threshold(severity="warning", when=(Condition("target_between_ratio", above=0.5),), for_points=2),),
         abnormal=(Condition("target_between_ratio", above=0.5),),
         source="half of the variance, in batches of eight labels and more: four times what a random order gives at "
-        "most; of numbers nine tenths, as a batch may be one sequence or one task",
+        "most; of numbers 97 %, as a batch may be one sequence or one task",
         remedy=(
             "Use `DataLoader(..., shuffle=True)`, or shuffle the list of files and a buffer of samples.",
             "If classes or tasks come in order on purpose (continual learning), no action is needed.",
