@@ -219,6 +219,7 @@ class Long:
     meta = Meta(run="long", created=0.0, host="h", pid=1, pid_started=0.0)
     path, tables, position, size = Path("long"), [table], 0, 1
     bad_event_lines = damaged_records = torn_bytes = 0
+    unreadable = {}
     def poll_events(self): return []
     def stream(self):
         rng = np.random.default_rng(0)
