@@ -23,6 +23,7 @@ from stabwatch.hooks.nonfinite_buffers import BufferCheck
 from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
+from stabwatch.runtime.clip_events import ClipEvents
 from stabwatch.runtime.host_numbers import HostNumbers
 from stabwatch.runtime.lifetime import weakly
 from stabwatch.runtime.loop_checks import LoopChecks
@@ -42,7 +43,7 @@ UNSTEPPED = 64
 """Forwards without a step of an optimizer, after which the parameters are looked at again."""
 
 
-class TrainingEvents(PipelineEvents):
+class TrainingEvents(ClipEvents, PipelineEvents):
     """Follows the training loop by what hooks report (see `TapEvents`), and finds out where its steps end.
 
     The session says what happens at the end of a step, and makes the hooks, the ranks and the guards.
@@ -265,40 +266,6 @@ class TrainingEvents(PipelineEvents):
             self._prepare()
             self._taps.now.steps.gradients_ready(self._parameter_steps.optimizer)
         self._parameter_steps.pass_ended()
-
-    def clips(self, parameters: Sequence[Tensor]) -> None:
-        """`clip_grad_norm_` is about to scale the gradients: those that are not finite would spoil all others."""
-        if self._clock.inside is None and self._asked(self._taps.now.parameters.owns, parameters):
-            self.isolation.run("nonfinite", "always", self._nonfinite.gradients_complete, self.context.step)
-
-    def clipped(
-        self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
-        if not self._asked(self._taps.now.parameters.owns, parameters):
-            return
-        again = bool(self._stepped_parameters) and not self._stepped_parameters.isdisjoint(map(id, parameters))
-        if again and self._clock.inside is None and not self._clock.numbered:
-            self._repeated = True
-            self._end_step()
-        self.isolation.run("clip", "always", self._clipped, norm, args, kwargs)
-
-    def _clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._prepared:
-            self._taps.now.steps.gradients_ready(self._parameter_steps.optimizer)
-        limit = kwargs.get("max_norm", args[0] if args else None)
-        self._host.clipped(self._order.clipped(limit), limit)
-        kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
-        if float(kind) != 2.0:
-            return
-        self._taps.now.steps.clipped(norm)
-        if self.flags.attached:
-            self.context.run.update_clip(norm)
-
-    def values_clipped(self, parameters: Sequence[Tensor], limit: float) -> None:
-        """`clip_grad_value_` was called: no gradient is larger than its limit now."""
-        if self._asked(self._taps.now.parameters.owns, parameters):
-            self._host.clipped(self._order.clipped(limit), value=limit)
 
     def _note_scaled(self, optimizer: Any) -> None:
         untouched = self._host.has_clipped or not self._loss.trained.gone()
