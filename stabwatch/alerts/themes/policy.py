@@ -100,7 +100,7 @@ class QualityFeature(RoleFeature):
             return None
         self._gain.push(quality)
         return {
-            self.gauges[0].name: self._gain.lost or self._gain.fallen,
+            self.gauges[0].name: min(self._gain.lost or self._gain.fallen, 1.0),
             "now": self._gain.now,
             "best": self._gain.best,
         }

@@ -97,7 +97,7 @@ class ScoresFeature(RunFeature):
         lost, self.signal = max((gain.lost, name) for name, gain in self._gains.items())
         gain = self._gains[self.signal]
         now, best = (_value(self.signal, x) for x in (gain.now, gain.best))
-        return {self.gauges[0].name: lost, "now": now, "best": best}
+        return {self.gauges[0].name: min(lost, 1.0), "now": now, "best": best}
 
     measures = own_signals
 
