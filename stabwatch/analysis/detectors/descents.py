@@ -75,6 +75,8 @@ def _returns(values: Array, i: int, stop: int, base: float, unit: float) -> Excu
     height = float(values[peak]) - base
     if i < SETTLED or not 2 <= stop - i <= max(i // OFTEN, 2) or len(later) < 2:
         return None
+    if 3 * np.count_nonzero(np.diff(values[:i]) > 0) > i - 1:  # it wavers: the jump may be two odd batches
+        return None
     if (
         values[peak] < values[:i].max()
         or height < (ABOVE - 1) * unit
