@@ -115,7 +115,7 @@ class RateFeature(RunFeature):
         self._peak, self._since = float(peaks[-1]), float(since[-1]) if low[-1] else math.nan
         lasted, all_steps = np.where(low, steps - since, 0.0), steps - self._first
         share = np.where(all_steps > 0, lasted / np.maximum(all_steps, 1), 0.0)
-        below = np.divide(np.maximum(0.0, -rates), peaks, out=np.zeros_like(rates), where=peaks > 0)
+        below = np.divide(np.where(rates < 0, -rates, 0.0), peaks, out=np.zeros_like(rates), where=peaks > 0)
         numbers = dict(zip((gauge.name for gauge in self.gauges), (lasted, share, below, peaks), strict=True))
         return self._many(rows, {**numbers, self.signal: rates})
 
