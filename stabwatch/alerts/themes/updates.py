@@ -111,9 +111,8 @@ class WeightFeature:
         """See `blocks`."""
         written = self._written.of_run(self._written.signals[0], values)
         known = written[~np.isnan(written)] > REWRITTEN
-        if self._waiting is not None or known.any():
+        if self._writes or self._waiting is not None or known.any():
             return None
-        self._writes = 0 if len(known) else self._writes
         rms, ratio = (self._columns.of(signal, values) for signal in self._columns.signals)
         rows = np.flatnonzero(~np.isnan(rms).all(axis=1))
         rms, ratio = rms[rows], ratio[rows]
