@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.alerts.statistics import Array, Bools, Ints
+from stabwatch.alerts.statistics import Array, Bools, Ints, any_measured
 from stabwatch.runlog import SeriesKey
 
 
@@ -80,10 +80,11 @@ class PastWindows:
 
 
 class LayerColumns:
-    """Columns of some signals by layer. The layout may change during a run."""
+    """Columns of some signals by layer. The layout may change during a run. wanted: of layers, those to bind."""
 
-    def __init__(self, *signals: str) -> None:
+    def __init__(self, *signals: str, wanted: Callable[[str], bool] = lambda layer: True) -> None:
         self.signals = signals
+        self._wanted = wanted
         self.layers: list[str] = []
         self.first: dict[str, int | None] = {}
         """The column of each signal in the first row; None where the layout has none."""
@@ -93,7 +94,9 @@ class LayerColumns:
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """Find the columns in a new layout. Layers that are not in it stay, as not measured."""
-        mine = [(key, column) for column, key in enumerate(keys) if key.signal in self.signals]
+        mine = [
+            (key, column) for column, key in enumerate(keys) if key.signal in self.signals and self._wanted(key.layer)
+        ]
         self.layers = list(dict.fromkeys([*self.layers, *(key.layer for key, _ in mine)]))
         self._all = np.array([column for _, column in mine], dtype=np.int64)
         row = {layer: i for i, layer in enumerate(self.layers)}
@@ -131,6 +134,4 @@ class LayerColumns:
 
     def measured(self, values: Array) -> Bools:
         """Whether any of the signals was measured in each record, (n,) of (n, series)."""
-        if not self.bound:
-            return np.zeros(len(values), dtype=bool)
-        return np.asarray(~np.isnan(np.take(values, self._all, axis=1)).all(axis=1))
+        return any_measured(values, self._all)

@@ -10,8 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.features import DerivedSignal, RunFeature, own_signals
-from stabwatch.alerts.objectives import ACTS, REWARDED
-from stabwatch.alerts.roles import LOGGED, is_called
+from stabwatch.alerts.objectives import is_rewarded, makes_its_data
 from stabwatch.alerts.statistics import Array, Ints, median
 from stabwatch.runlog import SeriesKey
 
@@ -56,7 +55,7 @@ class LoneFeature(RunFeature):
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         super().bind(keys)
-        self._rewarded = any(k.signal == LOGGED and any(is_called(role, k.layer) for role in REWARDED) for k in keys)
+        self._rewarded = is_rewarded(keys)
 
     def _begin(self) -> None:
         self._first: list[float] = []
@@ -93,8 +92,7 @@ class LoneFeature(RunFeature):
         self._found += self._look(every, int(number[0]) - len(self._past))
         self._past = every[-2 * AROUND :]
         count, ratio, step, apart = self._counted(number)
-        acts = (played >= 2) & (played * ACTS >= number)
-        numbers = (np.where(acts | self._rewarded, np.nan, count), ratio)
+        numbers = (np.where(makes_its_data(played, number) | self._rewarded, np.nan, count), ratio)
         beside = {"loss": x[:, 0], "loss_lone_step": step, "loss_lone_apart": apart}
         return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | beside
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.roles import LOGGED, is_called
-from stabwatch.alerts.statistics import Array, median
+from stabwatch.alerts.statistics import Array, Bools, Ints, median
 from stabwatch.runlog import SeriesKey
 
 EQUAL = 0.05
@@ -164,9 +164,22 @@ class Objective:
             self._usual_norm = max(self._usual_norm, _middle(self._norms)) if self._norms else 0.0
 
 
-def makes_its_data(acted: int, records: int) -> bool:
+@overload
+def makes_its_data(acted: int, records: int) -> bool: ...
+
+
+@overload
+def makes_its_data(acted: Ints, records: Ints) -> Bools: ...
+
+
+def makes_its_data(acted: Any, records: Any) -> Any:
     """Does a model make its own data, which was called without gradients in so many records, out of so many?"""
-    return acted >= 2 and acted * ACTS >= records
+    return (acted >= 2) & (acted * ACTS >= records)
+
+
+def is_rewarded(keys: Iterable[SeriesKey]) -> bool:
+    """Is a number logged that is logged where a policy is trained?"""
+    return any(k.signal == LOGGED and any(is_called(role, k.layer) for role in REWARDED) for k in keys)
 
 
 class ObjectiveColumns(LayerColumns):
@@ -182,7 +195,7 @@ class ObjectiveColumns(LayerColumns):
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See LayerColumns. A number that is logged once is a column from then on."""
         super().bind(keys)
-        self._rewarded = any(k.signal == LOGGED and any(is_called(role, k.layer) for role in REWARDED) for k in keys)
+        self._rewarded = is_rewarded(keys)
 
     def beside(self, values: Array) -> list[Beside]:
         """What each record of values (n, series) shows."""

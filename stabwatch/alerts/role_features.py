@@ -128,7 +128,7 @@ class Gain:
         last = sorted(islice(reversed(self._past), self._size))
         if len(last) < FIRST:
             return math.nan
-        left = 0 if len(self._different) <= COARSE else len(last) // 4
+        left = 0 if self._counts_events else len(last) // 4
         return fsum(last[left : len(last) - left]) / (len(last) - 2 * left)
 
     @property
@@ -183,8 +183,11 @@ class Gain:
     @property
     def _first(self) -> float:
         """The first level: of events a mean, as four of them say nothing."""
-        events = len(self._different) <= COARSE
-        return fsum(self._curve.points[:WIDE]) / WIDE if events else self._curve.first
+        return fsum(self._curve.points[:WIDE]) / WIDE if self._counts_events else self._curve.first
+
+    @property
+    def _counts_events(self) -> bool:
+        return len(self._different) <= COARSE
 
     @property
     def reached(self) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabwatch.alerts.statistics import Array, Bools
+from stabwatch.alerts.statistics import Array, Bools, any_measured
 from stabwatch.runlog import SeriesKey
 
 LOGGED = "logged_value"
@@ -149,6 +149,4 @@ class RoleColumns:
 
     def measured(self, values: Array) -> Bools:
         """Whether any of the roles has a number in each record, (n,) of (n, series)."""
-        if not len(self._all):
-            return np.zeros(len(values), dtype=bool)
-        return np.asarray(~np.isnan(np.take(values, self._all, axis=1)).all(axis=1))
+        return any_measured(values, self._all)

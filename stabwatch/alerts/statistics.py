@@ -167,3 +167,10 @@ def shifted(past: Array, now: Array) -> tuple[float, float]:
     if len(past) < LEAST_PAST:
         return math.nan, math.nan
     return exceeds(now, past), _ratio(median(now), median(past))
+
+
+def any_measured(values: Array, columns: Ints) -> Bools:
+    """Whether any of some columns has a number in each record, (n,) of (n, series)."""
+    if not len(columns):
+        return np.zeros(len(values), dtype=bool)
+    return np.asarray(~np.isnan(np.take(values, columns, axis=1)).all(axis=1))

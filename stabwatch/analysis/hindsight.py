@@ -19,6 +19,7 @@ from stabwatch.alerts.incidents import Incident, gravest, rank
 from stabwatch.analysis.detectors import detect_in
 from stabwatch.analysis.detectors.robust import SUSTAINED, Array, past_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment, segments
+from stabwatch.analysis.detectors.wording import digits_of
 from stabwatch.analysis.readers.log import LogRun
 
 SAME: dict[str, tuple[str, ...]] = {
@@ -251,8 +252,7 @@ def _too_coarse(incident: Incident, found: Sequence[RunSegment]) -> str:
     loss = None if segment is None or segment.watched or segment.fresh else segment.finite_loss
     if loss is None or not len(loss):
         return ""
-    middle = f"{abs(float(np.median(loss.values))):.12g}".partition("e")[0]
-    if len(middle.replace(".", "").strip("0")) > FEW_DIGITS:
+    if digits_of(float(np.median(loss.values))) > FEW_DIGITS:
         return ""
     return f"{incident.text} The log prints {FEW_DIGITS} digits at most, and late in a training it may move by less."
 

@@ -73,7 +73,6 @@ NO_RULE = {
     "the watcher itself: an alert of Prometheus (docs/runbooks/Health.md)": (
         "overhead_ratio", "taps_missing", "probe_errors_total", "records_dropped_total",
     ),
-    "the user's own: rules of one's own read it, and those of themes/policy.py by its name": ("logged_value",),
     "what guards did: an event of the run log": ("guard_interventions_total",),
 }  # fmt: skip
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
-import numpy as np
-
+from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
 from stabwatch.alerts.role_features import Gain
 from stabwatch.alerts.roles import LOGGED, is_called, spelled
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, Bools
-from stabwatch.runlog import SeriesKey
+from stabwatch.alerts.statistics import Array
 
 MOST = 8
 """Scores that are followed, in the order of the log."""
@@ -44,28 +41,21 @@ def direction(name: str) -> int:
     return 1 if _RISES.search(full) else -1 if _FALLS.search(full) else 0
 
 
-class _Scores:
-    """The columns of scores in a layout: the first of those that were ever there."""
+class _Score:
+    """A logged score, and what it had gained. Its numbers are kept so that larger ones are better."""
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.places: list[tuple[int, int]] = []
-        """Number of a score, and its column."""
+    def __init__(self, name: str) -> None:
+        self._sign = direction(name)
+        self._logarithmic = _LOGARITHMIC.search(spelled(name)) is not None
+        self.gain = Gain()
 
-    def bind(self, keys: Sequence[SeriesKey]) -> None:
-        mine = {key.layer: column for column, key in enumerate(keys) if key.signal == LOGGED and direction(key.layer)}
-        self.names = list(dict.fromkeys([*self.names, *mine]))[:MOST]
-        self.places = [(i, mine[name]) for i, name in enumerate(self.names) if name in mine]
+    def push(self, x: float) -> None:
+        """One more point."""
+        self.gain.push(self._sign * (math.log(max(x, 1e-6)) if self._logarithmic else x))
 
-    @property
-    def bound(self) -> bool:
-        return bool(self.places)
-
-    def measured(self, values: Array) -> Bools:
-        """Whether any of them has a number in each record, (n,) of (n, series)."""
-        if not self.places:
-            return np.zeros(len(values), dtype=bool)
-        return np.asarray(~np.isnan(values[:, [column for _, column in self.places]]).all(axis=1))
+    def value(self, kept: float) -> float:
+        """A number as it was logged."""
+        return math.exp(min(-kept, 700.0)) if self._logarithmic else self._sign * kept
 
 
 class ScoresFeature(RunFeature):
@@ -82,37 +72,26 @@ class ScoresFeature(RunFeature):
 
     def __init__(self) -> None:
         super().__init__("logged_score", LOGGED)
-        self._columns: _Scores = _Scores()  # type: ignore[assignment]
+        self._columns = LayerColumns(LOGGED, wanted=lambda name: direction(name) != 0)
 
     def _begin(self) -> None:
-        self._gains: dict[str, Gain] = {}
+        self._scores: dict[str, _Score] = {}
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        scores = self._columns
-        found = [(scores.names[i], x) for i, column in scores.places if math.isfinite(x := float(values[column]))]
+        numbers = zip(self._columns.layers[:MOST], self._columns.of(LOGGED, values).tolist(), strict=False)
+        found = [(name, x) for name, x in numbers if math.isfinite(x)]
         if not found:
             return None
         for name, x in found:
-            self._gains.setdefault(name, Gain()).push(_upward(name, x))
-        lost, self.signal = max((gain.lost, name) for name, gain in self._gains.items())
-        gain = self._gains[self.signal]
-        now, best = (_value(self.signal, x) for x in (gain.now, gain.best))
+            if name not in self._scores:
+                self._scores[name] = _Score(name)
+            self._scores[name].push(x)
+        lost, self.signal = max((score.gain.lost, name) for name, score in self._scores.items())
+        score = self._scores[self.signal]
+        now, best = score.value(score.gain.now), score.value(score.gain.best)
         return {self.gauges[0].name: min(lost, 1.0), "now": now, "best": best}
 
     measures = own_signals
-
-
-def _upward(name: str, x: float) -> float:
-    """A number that is larger where the model is better."""
-    if direction(name) > 0:
-        return x
-    return -math.log(max(x, 1e-6)) if _LOGARITHMIC.search(spelled(name)) else -x
-
-
-def _value(name: str, upward: float) -> float:
-    if direction(name) > 0:
-        return upward
-    return math.exp(min(-upward, 700.0)) if _LOGARITHMIC.search(spelled(name)) else -upward
 
 
 def features() -> tuple[Feature, ...]:

@@ -15,7 +15,7 @@ from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.never_learns import ACCURACY, CLASSES
 from stabwatch.analysis.detectors.robust import Array, level
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.detectors.wording import how_sure, number_of
+from stabwatch.analysis.detectors.wording import digits_of, how_sure, number_of
 from stabwatch.analysis.readers.log import Column, Role
 from stabwatch.analysis.readers.names import is_perplexity, plain
 
@@ -159,8 +159,7 @@ def _same(segment: RunSegment, loss: Column, named: Callable[[str], bool]) -> Co
 def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
     """The loss is one number in all records, with too many digits for chance."""
     value = float(loss.values[0])
-    digits = len(f"{abs(value):.12g}".partition("e")[0].replace(".", "").strip("0"))
-    if len(loss) < CONSTANT or digits < CONSTANT or np.ptp(loss.values) != 0 or loss.role != "loss":
+    if len(loss) < CONSTANT or digits_of(value) < CONSTANT or np.ptp(loss.values) != 0 or loss.role != "loss":
         return []
     if _SHARE.search(loss.name):
         return []

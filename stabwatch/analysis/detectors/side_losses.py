@@ -67,12 +67,4 @@ def _named(text: str, name: str) -> str:
 def _alone(segment: RunSegment, column: Column) -> RunSegment:
     """The segment with this column as its loss, and no other."""
     only = (replace(column, role="loss"),)
-    return RunSegment(
-        run=replace(segment.run, columns=only),
-        columns=only,
-        steps=segment.steps,
-        lines=segment.lines,
-        times=segment.times,
-        remarks=(),
-        restarted=segment.restarted,
-    )
+    return replace(segment, run=replace(segment.run, columns=only), columns=only, remarks=(), before=None)

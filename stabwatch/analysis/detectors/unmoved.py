@@ -10,7 +10,7 @@ import numpy as np
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.detectors.wording import how_sure, number_of
+from stabwatch.analysis.detectors.wording import digits_of, how_sure, number_of
 from stabwatch.analysis.readers.names import plain
 
 VALIDATIONS, DIGITS = 4, 5
@@ -36,9 +36,8 @@ def _one_validation(segment: RunSegment) -> list[Incident]:
     told, loss = segment.of("eval_loss"), segment.of("loss")
     if told is None or len(told) < VALIDATIONS or np.ptp(told.values) != 0 or not np.isfinite(told.values).all():
         return []
-    digits = len(f"{abs(float(told.values[0])):.12g}".partition("e")[0].replace(".", "").strip("0"))
     learned = loss is not None and len(loss) > 1 and float(loss.values[-1]) < LEARNED * float(loss.values[0])
-    if digits < DIGITS or learned:
+    if digits_of(float(told.values[0])) < DIGITS or learned:
         return []
     text = (
         f"The validation loss ('{told.name}') is {told.values[0]:.6g} in each of {number_of(len(told), 'validation')}: "

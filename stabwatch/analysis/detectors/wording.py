@@ -16,3 +16,8 @@ def number_of(count: int, what: str = "record") -> str:
 def how_sure(records: int, confidence: Confidence) -> str:
     """A sentence on the confidence of a judgement from few records, with a blank before it; empty for a long log."""
     return f" The log has only {number_of(records)}, so this is {confidence}, not certain." if records < FEW else ""
+
+
+def digits_of(value: float) -> int:
+    """How many digits a number is printed with, without zeros at its ends."""
+    return len(f"{abs(value):.12g}".partition("e")[0].replace(".", "").strip("0"))
