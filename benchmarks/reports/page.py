@@ -237,7 +237,7 @@ first causes were right, and 1 of 1 places, with no alarm in the twins' 2,720 st
 `cases/siblings_values.py` and `cases/siblings_loops.py` are siblings of the first reports in other guises. At their
 first reading 18 were found, 13 first causes were right, and 4 of 6 places, with no alarm in the twins' 5,780 steps (one
 did not show its fault yet and was made harder); the 18 workloads of `healthy/again.py` and `healthy/again_more.py` had
-no alarm in 7,200 steps, and 5 of them with everything measured 2 alarms in 2,000: one was mended, and one workload,
+no alarm in 7,200 steps, and 5 of them with everything measured 2 alarms in 2,000: one was fixed, and one workload,
 whose loss was a guess for some steps, scales a gradient since. The 10 cases of `cases/siblings_again.py` came after the
 mends for these: 9 were found, 8 first causes were right, and 2 of 2 places, with no alarm in the twins' 2,190 steps.
 

@@ -199,7 +199,7 @@ class MergeLayout:
                 known = cells != sums.NOWHERE
                 for i, numbers in enumerate(mine):
                     places = self._back[self._starts[cells[known]] + i]
-                    values[places] = np.maximum(values[places], 0.0)  # the identity of what replicas have alike is -inf
+                    values[places] = np.maximum(values[places], 0.0)  # the identity of what replicas share is -inf
                     (np.maximum if i == 3 else np.add).at(values, places, numbers[known])
         return Partial(partial.ranks, values, lacking)
 

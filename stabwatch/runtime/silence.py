@@ -37,7 +37,7 @@ class Silence:
         """An optimizer steps; `own`: it holds parameters of the model. Returns whether its step is one of this model.
 
         It is also where it held such parameters before, and gradients have reached the model in this step: then the
-        model has lost them (a layer was copied or made anew), and training goes on without effect.
+        model has lost them (a layer was copied, or made again), and training goes on without effect.
         """
         if own:
             self._steppers.add(optimizer)

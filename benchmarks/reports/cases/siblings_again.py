@@ -1,4 +1,4 @@
-"""Siblings once more, written after what `siblings_*` showed was mended. Causes were noted before a run."""
+"""Siblings once more, written after what `siblings_*` showed was fixed. Causes were noted before a run."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def one_kind_after_the_other(trial: Trial) -> None:
 
 @report(
     source="A sibling of zero_grad that is missing: it is called once an epoch",
-    mechanism="zero_grad stands in the loop over epochs and not in that over batches: gradients add up.",
+    mechanism="zero_grad is in the loop over epochs and not in that over batches: gradients add up.",
     causes=("GradientsAccumulate",),
     check=loss_hurt,
     steps=250,

@@ -287,8 +287,8 @@ def optimizer_of_the_old_copy(trial: Trial) -> None:
 
 
 @report(
-    source="A sibling of a schedule by micro-batch: the warm-up starts anew with each epoch",
-    mechanism="The schedule is made anew in each epoch: the rate jumps back to its height and never comes to rest.",
+    source="A sibling of a schedule by micro-batch: the warm-up starts again with each epoch",
+    mechanism="The schedule is made again in each epoch: the rate jumps back to its height and never comes to rest.",
     causes=("LearningRateSpike", "LearningRateTooHigh", "LossLostAtRateJump"),
     check=loss_hurt,
     fault=100,

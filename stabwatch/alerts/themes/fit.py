@@ -30,7 +30,7 @@ class FitFeature(RunFeature):
 
     Only where the trained loss is the one that compares outputs with targets; NaN where the model makes its own data,
     plays against another one, or where the targets grow: a value is mostly chance. The variance is that of all batches:
-    targets of one batch may be alike.
+    targets of one batch may be similar.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
