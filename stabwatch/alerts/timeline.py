@@ -59,7 +59,8 @@ def lead(engine: Engine, item: RecordBatch | Event) -> list[Alert]:
 
 def _pieces(log: Streamed) -> Iterator[RecordBatch]:
     for block in log.stream():
-        apart = np.diff(block.times) > STALL_SECONDS
+        with np.errstate(over="ignore", invalid="ignore"):  # the times of another program's log are any numbers
+            apart = np.diff(block.times) > STALL_SECONDS
         cuts = {*(np.flatnonzero(apart) + 1).tolist(), *range(0, len(block), BATCH_RECORDS), len(block)}
         for start, stop in pairwise(sorted(cuts)):
             yield record_slice(block, start, stop)

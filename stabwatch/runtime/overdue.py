@@ -7,6 +7,7 @@ sees the run folder, it writes its file there; else it puts it into the job's st
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -37,7 +38,7 @@ OF_TIMEOUT, BUSY_OF_TIMEOUT = 1 / 3, 0.8
 """Shares of the time after which torch ends a job whose collective does not end."""
 KEPT = 101
 AGAIN = 30.0
-"""Seconds after which a rank that is still there looks again."""
+"""Seconds after which a rank that is still there looks again, and one that goes on says so again."""
 FAREWELL = 1.0
 """Seconds that rank 0 waits for the files of others when it ends with the error of a collective."""
 FOLDER, COUNT = "folder", "stands"
@@ -81,7 +82,7 @@ class Overdue:
         self._told = -1
         self._found: dict[str, str | None] = {}
         self._announced: Directory | None = None
-        self._gone: set[int] = set()
+        self._withdrawn = time.monotonic()
         self._timeout = _timeout()
         self._stop = threading.Event()
         self._pid = os.getpid()
@@ -106,14 +107,14 @@ class Overdue:
         """In the exchange's thread: the connection to a rank has ended without a word, or it is there again.
 
         A launcher ends the others at once when one was killed, and this process with them: so it is written now.
+        Another rank may have written that it is lost.
         """
-        if self._run is None or (lost and rank in read_stands(*self._run)):
+        if self._run is None:
             return
-        if lost:
-            self._gone.add(rank)
+        written = read_stands(*self._run).get(rank)
+        if lost and written is None:
             _write(*self._run, Stand(rank, self._world, "lost", self._step, 0.0, 0.0, time.time(), error=LOST))
-        elif rank in self._gone:
-            self._gone.discard(rank)
+        elif not lost and written is not None and written.state == "lost":
             remove_stand(*self._run, rank)
 
     def close(self, failure: BaseException | None) -> None:
@@ -123,7 +124,7 @@ class Overdue:
         self._stop.set()
         self._thread.join(2 * LOOK)
         if failure is None or isinstance(failure, KeyboardInterrupt):
-            self._withdraw()
+            self._withdraw(at_once=True)
             return
         frames = standing.frames_of_error(failure.__traceback__)
         stand = self._stand(frames, time.monotonic() - self._last)
@@ -223,11 +224,14 @@ class Overdue:
             directory.put(f"{COUNT}/{self._rank}", small.to_json())
             directory.add(COUNT)
 
-    def _withdraw(self) -> None:
-        if self._taken >= 0:
-            self._taken = -1.0
+    def _withdraw(self, at_once: bool = False) -> None:
+        """This rank goes on. Its file may be one of another rank, which has lost it and heard nothing since."""
+        now = time.monotonic()
+        if self._taken >= 0 or at_once or now - self._withdrawn > AGAIN:
+            self._taken, self._withdrawn = -1.0, now
             if self._run is not None:
-                remove_stand(*self._run, self._rank)
+                with contextlib.suppress(OSError):  # a folder out of reach for a while
+                    remove_stand(*self._run, self._rank)
 
     def _find_folder(self) -> None:
         """The run folder, if rank 0 has told it and this rank sees the same."""

@@ -149,6 +149,17 @@ def test_whatever_a_log_holds_it_is_judged(run):
     json.dumps(analysed(run).to_dict(), allow_nan=False)
 
 
+FARTHEST = [0.0, 1.0, 5e-324, 1e-300, 1e300, 1.7e308, -1.7e308, float("nan"), float("inf"), -float("inf")]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(FARTHEST), min_size=2, max_size=30), st.randoms(use_true_random=False))
+def test_numbers_at_the_ends_of_the_range_are_judged(values, order):
+    made = run_of(loss=values, reward=order.sample(values, len(values)))
+    run = LogRun(**{**vars(made), "times": np.array(order.choices(values, k=len(made.steps)))})
+    json.dumps(analysed(run).to_dict(), allow_nan=False)
+
+
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(any_run())

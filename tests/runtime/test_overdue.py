@@ -73,6 +73,17 @@ def test_a_rank_that_is_lost_is_written_at_once_until_it_is_there_again(ranks, t
     assert not read_stands(tmp_path, 1) and failed_in(tmp_path, 1) == ""
 
 
+def test_a_rank_that_lives_takes_back_that_another_has_lost_it(ranks, tmp_path):
+    """This rank was written as lost by a rank that hears nothing more of it: it has joined another one."""
+    overdue, _ = ranks
+    lost = Stand(0, 2, "lost", 3, 0.0, 0.0, 0.0)
+    write_stand(tmp_path, 1, 0, lost.to_json())
+    overdue._withdraw()
+    assert read_stands(tmp_path, 1) == {0: lost}, "it is not looked at in each second"
+    overdue.close(None)
+    assert not read_stands(tmp_path, 1)
+
+
 def test_the_error_of_a_rank_stays_when_its_process_is_gone(ranks, tmp_path):
     overdue, _ = ranks
     write_stand(tmp_path, 1, 1, RAISED.to_json())

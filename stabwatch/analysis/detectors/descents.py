@@ -6,6 +6,8 @@ little. A jump is compared with the largest rise before it.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from stabwatch.analysis.detectors.excursions import EXCERPT, Excursion
@@ -48,11 +50,15 @@ def breaks(values: Array) -> list[Excursion]:
     for i in range(BEFORE - 1, len(values) - 1):
         past, base = values[:i], float(values[i - 1])
         unit = base if values.min() > 0 else float(past.max()) - base
-        if unit <= 0 or not _is_steady(past) or values[i] - base < max((JUMP - 1) * unit, _largest_rise(past)):
+        if (
+            unit < sys.float_info.min
+            or not _is_steady(past)
+            or values[i] - base < max((JUMP - 1) * unit, _largest_rise(past))
+        ):
             continue
         height = float(values[i:].max()) - base
-        back = np.flatnonzero(values[i:] <= base + min(BACK * height, LEFT * unit, (values[i] - base) / 2))
-        stop = i + int(back[0]) if len(back) else None
+        back = np.flatnonzero(values[i + 1 :] <= base + min(BACK * height, LEFT * unit, (values[i] - base) / 2))
+        stop = i + 1 + int(back[0]) if len(back) else None
         found = _stays(values, i, base, unit) if stop is None else _returns(values, i, stop, base, unit)
         if found is not None:
             return [found]

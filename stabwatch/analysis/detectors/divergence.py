@@ -185,6 +185,8 @@ def _below(values: Array) -> int | None:
     if len(values) < 2 * FEW or float(np.median(values[-max(FEW, len(values) // 10) :])) > -BOUNDLESS * size:
         return None
     outside = values < -10 * size
+    if not outside.any():  # numbers so large that ten times as much is none
+        return None
     last = int(np.flatnonzero(outside)[-1])  # one record after it may be back
     inside = np.flatnonzero(~outside[:last])
     return int(inside[-1]) + 1 if len(inside) else 0
@@ -290,4 +292,4 @@ def _monotone(values: Array, fresh: bool, nats: bool) -> tuple[int, float] | Non
     if lost < min(LOST * size, NATS if nats else math.inf) or best > float(values.min()) + 0.1 * size:
         return None
     left = np.flatnonzero(values[start:] > best + 0.1 * lost)
-    return start + int(left[0]), best
+    return (start + int(left[0]), best) if len(left) else None

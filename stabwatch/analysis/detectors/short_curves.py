@@ -6,6 +6,8 @@ hundreds of steps. So one record may represent a whole spike, and the next ones 
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from stabwatch.analysis.detectors.excursions import EXCERPT, Excursion, is_noise
@@ -211,5 +213,5 @@ def _relapse(values: Array) -> list[Excursion]:
     back = np.flatnonzero(values[i:] < base / RELAPSE)
     stop = i + int(back[0]) if len(back) else len(values)
     peak = i + int(np.argmax(values[i:stop]))
-    over = float(values[peak]) / max(base, LEAST * float(values[0]))
+    over = float(values[peak]) / max(base, LEAST * float(values[0]), sys.float_info.min)
     return [Excursion(i, stop, peak, base, base, over, recovered=bool(len(back)))]
