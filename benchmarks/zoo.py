@@ -312,7 +312,7 @@ UNSTABLE = {
     mlp_diverges: ("LearningRateSpike", "LossDivergence", "GradientNormExplosion", "NonFinite"),
     cnn_nan: ("NonFiniteData", "NonFinite"),
     gpt_bad_batches: ("BadBatch", "LossSpike"),
-    rnn_explodes: ("HardwareFault", "GradientNormExplosion", "NonFinite", "ExplodingRecurrentGradients"),
+    rnn_explodes: ("WeightsReplaced", "GradientNormExplosion", "NonFinite", "ExplodingRecurrentGradients"),
 }
 """Each with the causes of which one must be named first."""
 SPARSE = {

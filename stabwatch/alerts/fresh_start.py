@@ -32,9 +32,9 @@ class Course:
                 self._recent.append(loss)
 
     def lost(self, loss: float) -> float:
-        """Share of the progress so far by which a loss is above the last ones; 0 where that is not known."""
+        """Share of the progress so far by which a loss is above the last ones, 1 at most; 0 where that is not known."""
         if len(self._recent) < RECENT or not math.isfinite(loss):
             return 0.0
         level = median(np.array(self._recent))
         made = median(np.array(self._first)) - level
-        return (loss - level) / made if made > 0 else 0.0
+        return min((loss - level) / made, 1.0) if made > 0 else 0.0

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from stabwatch.alerts import Engine
+from stabwatch.alerts import Engine, diagnose
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.runlog import Event
 from tests.alerts.scenarios import Scenario, around, block, uneven, wave
@@ -395,6 +395,16 @@ def test_a_program_that_begins_anew_is_told_and_is_no_alarm(each):
 def test_one_batch_with_an_odd_sample_is_no_measure_of_how_far_samples_are_apart():
     apart = [*wave(40, 1.0, 0.1), 500.0, *wave(120, 1.0, 0.1)]
     assert _states_of({"wanted": apart}, "EmbeddingCollapse") == []
+
+
+def test_weights_that_the_program_spoils_are_told_first_and_no_more_than_all_is_lost():
+    engine, written = Engine(), [0.0] * 60 + [1.0] + [0.0] * 9
+    losses = [max(1.0, 3 - 0.05 * step) for step in range(60)] + [1e9 / 8**step for step in range(10)]
+    weights = [1.0] * 60 + [2.0] * 10
+    series = {"loss": losses, "by_program": written, "weight a": weights, "update a": [0.001] * 70}
+    engine.observe(block(series, 0))
+    first = diagnose(engine).causes[0]
+    assert first.name == "WeightsReplaced" and "and 100% of the progress" in first.evidence[0]
 
 
 def test_weights_that_take_the_place_of_others_are_no_change_from_outside():
