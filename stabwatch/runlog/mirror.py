@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from stabwatch.errors import RunLogError
-from stabwatch.runlog.schema import META
+from stabwatch.runlog.schema import EVENTS, META, SEGMENTS
 from stabwatch.runlog.stores import Store, joined, parent_and_name, shown, url_of
 
 FRESH_SECONDS = 10.0
 """A copy of this age is not compared with the store again."""
+AGENT_FILES = "agent.*"
 _mirrors: dict[str, Mirror] = {}
 _lock = threading.Lock()
 
@@ -68,14 +69,24 @@ class Mirror:
 
 
 def local(path: str | Path) -> Path:
-    """A path as it is; for an address of a store, the copy of what is there now. Raises RunLogError."""
+    """A path as it is; for an address of a store, the copy of what is there now. Raises RunLogError.
+
+    One file of a run folder stands for the run: read by itself it would be half of a log.
+    """
     url = url_of(path)
     if url is None:
-        return Path(path)
+        here = Path(path)
+        return here.parent if _is_part(here) else here
     with _lock:
         if url not in _mirrors:
             _mirrors[url] = Mirror(url)
         return _mirrors[url].fresh()
+
+
+def _is_part(file: Path) -> bool:
+    """Whether it is one of the files that make a run folder."""
+    ours = any(file.match(name) for name in (META, EVENTS, SEGMENTS, AGENT_FILES))
+    return ours and (file.parent / META).is_file() and not file.is_dir()
 
 
 def runs_at(url: str) -> list[str]:

@@ -34,6 +34,19 @@ def test_places(root, tmp_path):
         places([f"file://{tmp_path}"], elsewhere=True)
 
 
+def test_a_file_of_a_run_folder_stands_for_the_run(root):
+    """As a shell's `run-1/*` gives them; a log of another program beside them is that log."""
+    run = root / "run-1"
+    other = run / "train.log"
+    other.write_text("step 1 loss 2")
+    try:
+        assert sorted(places(list(run.iterdir()))) == [str(run), str(other)]
+        for file in sorted(set(run.iterdir()) - {other}):
+            assert [source.path for source in open_sources([file])] == [run], file
+    finally:
+        other.unlink()
+
+
 def test_processes_find_what_one_after_the_other_finds(root):
     seen = []
     found = replay_many(places([root]), done=lambda count, of: seen.append((count, of)))
