@@ -174,6 +174,12 @@ SCENARIOS = {
     ),
     "TargetInInput": Scenario("leak", wave(100, 0.1, 0.1), [1.0] * 4),
     "AccumulationNotAveraged": Scenario("loss", [2.3] * 100, [36.8] * 6, {"token_loss": 2.3, "passes": 16.0}),
+    "CrossEntropyMaximised": Scenario(
+        "token_loss",
+        [2.3] * 100,
+        [4.0] * 6,
+        {"loss": lambda i: -4.0 if 100 <= i < 112 else 2.3, "passes": 1.0, "ten_classes": 1.0},
+    ),
     "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),
 }
 

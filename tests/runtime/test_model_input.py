@@ -134,6 +134,23 @@ def test_a_loss_beside_others_may_rebuild_the_input(tmp_path):
     assert found["target_in_input_ratio"] == 0.5 and "TargetInInput" not in rules
 
 
+@pytest.mark.parametrize("kind", ["minus", "plus", "policy"])
+def test_a_loss_with_the_wrong_sign(kind, tmp_path):
+    """Actions that the model has drawn itself, all with a return of -1, are no targets that it is taken away from."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    model.weight.data.mul_(10)  # so that small steps show it
+
+    def loss():
+        out = model(torch.randn(64, 5))
+        drawn = torch.distributions.Categorical(logits=out).sample()
+        targets = drawn if kind == "policy" else torch.randint(3, (64,))
+        yield (1 if kind == "plus" else -1) * F.cross_entropy(out, targets)
+
+    rules = _watched(tmp_path / "run", model, loss, steps=60)[1]
+    assert ("CrossEntropyMaximised" in rules) == (kind == "minus")
+
+
 @pytest.mark.parametrize("share", [1.0, 1 / 6])
 def test_micro_batches_that_are_summed(share, tmp_path):
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Batches: the answer is in the input, targets are shifted wrongly, batches come again, micro-batches are summed."""
+"""The answer is in the input, targets are shifted, batches come again, losses are summed or have the wrong sign."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class OrderFeature(RunFeature):
 class AccumulationFeature(RunFeature):
     """The trained loss over the cross-entropy of the step: the number of micro-batches, where their losses are summed.
 
-    Beside it the cross-entropy of the last points over that of the first ones: is anything learned?
+    Beside it the cross-entropy of the last points over that of the first ones, and of a guess: is anything learned?
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -55,24 +55,31 @@ class AccumulationFeature(RunFeature):
             "ratio",
             "run",
         ),
+        DerivedSignal(
+            "token_loss_to_guess_ratio",
+            f"Median of the last {LAST} cross-entropies over ln(classes).",
+            "ratio",
+            "run",
+        ),
     )
 
     def __init__(self) -> None:
-        super().__init__("accumulation", "loss", "token_loss", "backward_passes")
+        super().__init__("accumulation", "loss", "token_loss", "backward_passes", "target_classes")
 
     def _begin(self) -> None:
         self._first: list[float] = []
         self._last: list[float] = []
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        loss, tokens, passes = (self._one(signal, values) for signal in self._columns.signals)
+        loss, tokens, passes, classes = (self._one(signal, values) for signal in self._columns.signals)
         if not math.isfinite(loss + tokens) or not passes > 0 or abs(tokens) < TINY:
             return None
         self._first = self._first if len(self._first) == LAST else [*self._first, tokens]
         self._last = [*self._last[1 - LAST :], tokens]
         full = len(self._last) == LAST
-        course = median(np.array(self._last)) / median(np.array(self._first)) if full else math.nan
-        numbers = (loss / tokens / passes, course)
+        now = median(np.array(self._last)) if full else math.nan
+        guess = math.log(classes) if classes >= 2 else math.nan
+        numbers = (loss / tokens / passes, now / median(np.array(self._first)), now / guess)
         return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"backward_passes": passes}
 
     measures = own_signals
@@ -271,6 +278,38 @@ RULES: tuple[Rule, ...] = (
         source="the trained loss is the cross-entropy times the number of passes, four and more, and nothing is "
         "learned in eleven records: a sum that is meant has a learning rate that suits it",
         remedy=("Divide the loss of each micro-batch by their number, or the learning rate by it.",),
+        fact=True,
+    ),
+    Rule(
+        name="CrossEntropyMaximised",
+        title="The sign of the loss is wrong",
+        family="accumulation",
+        summary="The loss that is trained is minus the cross-entropy, which rises: the model learns to be wrong.",
+        description="The trained loss is the cross-entropy with a minus; the cross-entropy is "
+        "{token_loss_to_first_ratio:.3g} times what it was at first, and {token_loss_to_guess_ratio:.3g} times that of "
+        "a guess.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("loss_to_passes_ratio", above=-1.02, below=-0.98),
+                    Condition("token_loss_to_first_ratio", above=1.02),
+                    Condition("token_loss_to_guess_ratio", above=1.1),
+                ),
+                for_points=3,
+            ),
+        ),
+        abnormal=(
+            Condition("loss_to_passes_ratio", above=-1.02, below=-0.98),
+            Condition("token_loss_to_first_ratio", above=1.0),
+            Condition("token_loss_to_guess_ratio", above=1.0),
+        ),
+        source="that of actions which a policy has drawn itself is its entropy, on average, which is never above "
+        "ln(classes)",
+        remedy=(
+            "Take the minus away: `cross_entropy` and `nll_loss` have it already.",
+            "If the model is to forget these data, mute this rule.",
+        ),
         fact=True,
     ),
 )
