@@ -290,6 +290,8 @@ class Watch:
         """
         folder, step = read_state(state)
         session = self._session
+        if session.copied:
+            return
         if session.begun:
             say("load_state_dict is ignored: it comes after the first step of the run.")
             return
@@ -321,6 +323,14 @@ class Watch:
         """End the run: remove every hook, write what is left, close the run log. Safe to call twice."""
         self._session.detach()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
+        """The watch itself: a copy of what holds it (a model that keeps it as an attribute) is not watched."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In a checkpoint, and in another process, it is a watch that has ended."""
+        return _ended, (self.run, self.run_dir)
+
     def __enter__(self) -> Watch:
         return self
 
@@ -348,6 +358,10 @@ class Watch:
             ("page", self.url or "none"),
             ("alerts", "; ".join(alerts) or "none"),
         ]
+
+
+def _ended(run: str, run_dir: Path) -> Watch:
+    return Watch(Session.ended_elsewhere(run, run_dir), Session)
 
 
 def _linked(value: str) -> str:

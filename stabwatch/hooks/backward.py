@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
     if not heard:
         _backward(tensors, grad_tensors, *args, **kwargs)
         return
+    tensors = tuple(tensors) if isinstance(tensors, Iterator) else tensors  # torch reads it too
     given: tuple[list[Any], list[Any] | None] | None = None
     with shielded(heard[0].isolation, "loss"):
         given = None if unheard() else _begins(heard, tensors, grad_tensors)
@@ -116,9 +117,12 @@ def _ended(
 
 @functools.wraps(_grad)
 def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-    found = _grad(outputs, inputs, grad_outputs, *args, **kwargs)
     keeps_graph = kwargs.get("create_graph", args[1] if len(args) > 1 else False)
     heard = () if keeps_graph or torch.compiler.is_dynamo_compiling() else tuple(LISTENERS)
+    if heard:
+        outputs = tuple(outputs) if isinstance(outputs, Iterator) else outputs
+        inputs = tuple(inputs) if isinstance(inputs, Iterator) else inputs  # `model.parameters()`, say
+    found = _grad(outputs, inputs, grad_outputs, *args, **kwargs)
     if heard:
         with shielded(heard[0].isolation, "loss"):
             _taken(heard, outputs, inputs, grad_outputs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import weakref
 from types import FrameType
 
 import torch
@@ -27,11 +29,25 @@ class Cursor:
 
 
 CURSOR = Cursor()
+_here = threading.local()
+
+
+def called(root: Site) -> None:
+    """This model is called, or goes on behind a call of another one inside it."""
+    CURSOR.root = root
+    _here.root = weakref.ref(root)
+
+
+def last_called() -> Site | None:
+    """The model that this thread called last, or the process, if the thread has called none that is watched."""
+    known = getattr(_here, "root", None)
+    root: Site | None = None if known is None else known()
+    return CURSOR.root if root is None or not root.flags.attached else root
 
 
 def listening() -> Isolation | None:
     """Where errors and time of what is noted of a call are counted; None while the model's calls are not measured."""
-    root = CURSOR.root
+    root = last_called()
     if root is None:
         return None
     flags = root.flags

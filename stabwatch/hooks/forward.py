@@ -22,7 +22,7 @@ from stabwatch.hooks.base.site_accumulators import register_own
 from stabwatch.hooks.base.sites import Site, Target, WatchedModule
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator, of_this_rank
 from stabwatch.hooks.base.views import CALL_VIEWS
-from stabwatch.hooks.cursor import CURSOR, caller, in_backward, root_of
+from stabwatch.hooks.cursor import CURSOR, called, caller, in_backward, root_of
 from stabwatch.hooks.module_calls import measure_call
 from stabwatch.hooks.passing import PassingHook
 from stabwatch.hooks.patching import SOFTMAX_METHOD
@@ -66,7 +66,8 @@ def _model_begins(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None
     elif module.training and not OwnCall.now:
         _note_action(site, (*args, *kwargs.values()))
     site.outer = None if CURSOR.site is None else caller(outside=site.context)
-    CURSOR.root = CURSOR.site = site
+    called(site)
+    CURSOR.site = site
     site.flags.in_forward = training
     SOFTMAX_METHOD.set_installed(site.flags.recording and site.flags.deep)
 
@@ -75,7 +76,7 @@ def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     """The model has returned: its `.loss`, when it computes one itself."""
     CURSOR.site, site.outer = site.outer, None
     if CURSOR.site is not None:
-        CURSOR.root = root_of(CURSOR.site)
+        called(root_of(CURSOR.site))
     else:
         SOFTMAX_METHOD.set_installed(False)
     if site.flags.in_forward and runs_for_real():
@@ -122,6 +123,8 @@ def _called_by_itself(site: Site, args: Any) -> None:
             _note_action(site, args)
     elif not context.parts.followed:
         context.parts.seen = True
+        if site.activation is not None and runs_for_real() and not in_backward():
+            context.unmeasured(activation.ACTIVATION.tap, site.name, activation.OUTSIDE)
     elif runs_for_real() and not in_backward():
         begun = context.isolation.begin()
         try:

@@ -20,7 +20,7 @@ from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.cursor import CURSOR, caller, in_backward, listening
+from stabwatch.hooks.cursor import CURSOR, caller, in_backward, last_called, listening
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
 from stabwatch.hooks.patching import (
     SOFTMAX_METHOD,
@@ -48,6 +48,8 @@ _scaler_update = torch.amp.GradScaler.update
 def _measuring() -> Site | None:
     """The caller of a function, if its calls are measured now. Only asked while somebody is `listening`."""
     if in_backward() or not runs_for_real():
+        if torch._C._functorch.peek_interpreter_stack() is not None and (site := caller()) is not None:
+            site.context.unmeasured(attention.SOFTMAX, site.name, attention.IN_TRANSFORM)
         return None
     site = caller()
     return site if site is not None and site.flags.recording else None
@@ -102,7 +104,8 @@ def _saw_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwar
         return  # a probe's own
     site = _measuring() if SOFTMAX_METHOD.installed else None
     if site is None:
-        SOFTMAX_METHOD.set_installed(False)  # an exception may have left the forward
+        if runs_for_real():  # the rest of the forward may be no part of a transform
+            SOFTMAX_METHOD.set_installed(False)  # an exception may have left the forward
     elif site.flags.deep and input.numel():
         with unseen_by_modes():
             site.context.isolate(attention.EXACT, attention.softmax_of, site, input, dim)
@@ -133,7 +136,7 @@ SOFTMAX_METHOD.set_method(torch.Tensor, "softmax", observed(torch.Tensor.softmax
 
 
 def _saw_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
-    root = CURSOR.root
+    root = last_called()
     if root is None or not root.flags.recording or not torch.is_grad_enabled():
         return
     if not in_backward() and not is_fake(input) and runs_for_real():

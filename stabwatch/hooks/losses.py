@@ -28,7 +28,7 @@ from stabwatch.hooks.base.run_accumulators import (
     WANTED,
 )
 from stabwatch.hooks.base.views import logit_rows
-from stabwatch.hooks.cursor import CURSOR, in_backward, listening
+from stabwatch.hooks.cursor import in_backward, last_called, listening
 from stabwatch.hooks.patching import Patch
 from stabwatch.kernels.alike import FEATURES, FEWEST, apart, directions_apart, unexplained
 from stabwatch.kernels.constants import device_constant
@@ -48,8 +48,8 @@ OFF = 0.1
 
 
 def _context() -> TapContext | None:
-    """The watch whose model was called last, if its losses are measured now."""
-    root = CURSOR.root
+    """The watch whose model was called last in this thread, if its losses are measured now."""
+    root = last_called()
     if root is None or not root.flags.recording or not torch.is_grad_enabled():
         return None
     return root.context if not in_backward() and runs_for_real() else None

@@ -23,7 +23,7 @@ from stabwatch.hooks.base.probe import Probe
 from stabwatch.hooks.base.spread_gradients import only_moments
 from stabwatch.hooks.base.tensors import SPREAD, gradient_shard, is_elsewhere, local
 from stabwatch.hooks.base.tracked import TrackedParameter
-from stabwatch.hooks.probes.last_update import LastChanges
+from stabwatch.hooks.probes.last_update import Key, LastChanges
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.spectra import UPDATE_SPECTRUM, WEIGHT_SPECTRUM, Spectra, of_updates, of_weights
 from stabwatch.hooks.probes.weights import SHARDED
@@ -53,9 +53,18 @@ class Member:
         return self.tracked.shape or self.parameter.shape
 
     @property
+    def key(self) -> Key:
+        """Tells it from all others, also where a flat parameter has several."""
+        return id(self.parameter), self.tracked.name
+
+    @property
     def weight(self) -> Tensor:
         """This rank's shard."""
         return self.tracked.of(self.parameter)
+
+    def read(self) -> Tensor:
+        """The same, for later."""
+        return self.weight
 
     @property
     def gradient(self) -> Tensor | None:
@@ -154,7 +163,7 @@ class ParameterProbes:
     @torch.no_grad()
     def after(self, optimizer: Any) -> None:
         """The optimizer has stepped: what it did to the parameters that were copied, and its state."""
-        before, self._before = self._before, []
+        before, self._before = [each for each in self._before if each[0].weight.shape == each[1].shape], []
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         changes = [
             self._change(m, old, gradient, m.state(optimizer), groups.get(id(m.parameter), {}))
@@ -168,7 +177,7 @@ class ParameterProbes:
     @torch.no_grad()
     def before_phase(self, optimizer: Any, phase: int) -> None:
         """The next step measures this phase: copy some numbers of its parameters, to see what this step does."""
-        self._last.snapshot([m.weight for m in self._due(optimizer, phase)])
+        self._last.snapshot((m.key, m.read) for m in self._due(optimizer, phase))
 
     def after_phase(self) -> None:
         """Keep what the step did to them until the next step."""
@@ -214,7 +223,7 @@ class ParameterProbes:
         weight = m.weight
         return ParameterChange(
             m.layer, m.parameter, weight, old, weight.float() - old.float(), state, group,
-            gradient.invariant, self._last.take(weight, self._context.step),
+            gradient.invariant, self._last.take(m.key, self._context.step),
         )  # fmt: skip
 
     def _spectra(self, changes: list[tuple[Member, ParameterChange]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stabwatch.runtime.coverage import UNATTACHED
+from stabwatch.runtime.coverage import unattached
 from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.resume import run_state
 from stabwatch.runtime.run_output import RunOutput
@@ -26,7 +26,9 @@ class SessionAnswers(TrainingEvents):
     _output: RunOutput | None
     _shared: SharedSteps
     _blind: bool
-    """Attaching failed."""
+    """Attaching failed, or it is a copy."""
+    copied = False
+    """A copy of a session, in another process or from a checkpoint."""
     _detached: bool
 
     def checkpoint(self) -> dict[str, Any]:
@@ -57,7 +59,7 @@ class SessionAnswers(TrainingEvents):
     def coverage(self) -> dict[str, Any]:
         """See Watch.coverage."""
         if self._blind:
-            return dict(UNATTACHED)
+            return unattached(self.copied)
         if not self._detached:
             self.settle(SETTLED)
         taps = self._taps.now
@@ -78,7 +80,9 @@ class SessionAnswers(TrainingEvents):
     @property
     def state(self) -> str:
         """'watching', 'detached', or 'failed' when attaching failed."""
-        return "failed" if self._blind else "detached" if self._detached else "watching"
+        if self._blind and not self.copied:
+            return "failed"
+        return "detached" if self._detached else "watching"
 
     @property
     def active_alerts(self) -> list[Alert]:

@@ -9,7 +9,7 @@ from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.probes.activation import ACTIVATION
+from stabwatch.hooks.probes.activation import ACTIVATION, OUTSIDE
 from stabwatch.hooks.probes.attention import BRACKET, EXACT, SOFTMAX
 from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, TAKEN, ParameterTaps
 from stabwatch.hooks.probes.row_sums import ROW_SUM
@@ -27,10 +27,16 @@ COMPILED = (
 REPLICA = "replica"
 """The comparison of ranks, which is no probe."""
 DIRECT = (
-    "no call of it is seen, though its parameters get gradients: they are used directly, or it was compiled before "
-    "`attach`"
+    "no call of it is seen, though its parameters get gradients: they are used directly or by another module, its "
+    "`forward` is called directly, or it was compiled before `attach`"
 )
 NOT_CALLED = "this module was not called in the training forward (its parameters may be used directly)"
+HOLDER = "it was not called itself in the training forward: parts of it were"
+IDLE = "no call of it was seen in the training forward, and none of its parameters is trained"
+ONLY_ROOT = (
+    "the model was called, but none of its modules in a way that hooks see: their `forward` is called directly, their "
+    "parameters are used by functions, or the model was compiled and called before `attach`"
+)
 NO_LOSS = (
     "no backward pass to this model's parameters, no `.loss` on its output and no cross_entropy was seen; use "
     "`watch.log(loss=...)`"
@@ -69,19 +75,21 @@ NO_NORM = (
     "`gradient_norm_before_clip` is"
 )
 """Why a run has no `gradient_norm`."""
-UNATTACHED: dict[str, Any] = {
-    "taps": [],
-    "fired": 0,
-    "unmeasured": [],
-    "notes": [],
-    "missing": [{"tap": "attach", "site": "", "reason": "attaching failed: see the log of the training process"}],
-}
+FAILED = "attaching failed: see the log of the training process"
+COPIED = "this watch was copied with what holds it, into another process or a checkpoint: a copy watches nothing"
+
+
+def unattached(copied: bool) -> dict[str, Any]:
+    """The report of a watch that was never attached."""
+    missing = [{"tap": "attach", "site": "", "reason": COPIED if copied else FAILED}]
+    return {"taps": [], "fired": 0, "unmeasured": [], "notes": [], "missing": missing}
 
 
 class Coverage:
     """Compares what was measured with what should have been.
 
     failure: says of a probe by name where it failed, None if it did not. is_left: whether another rank measures it.
+    called: has the model itself been called in training?
     """
 
     def __init__(
@@ -93,7 +101,9 @@ class Coverage:
         reasons: Reasons,
         failure: Callable[[str], str | None] = lambda probe: None,
         is_left: Callable[[Accumulator], bool] = lambda accumulator: False,
+        called: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._called = called
         self._is_left = is_left
         self._sites = tuple(sites)
         self._by_name = {site.name: site for site in self._sites}
@@ -108,7 +118,7 @@ class Coverage:
     def missing(self, fired: set[Accumulator]) -> list[dict[str, str]]:
         """One entry {tap, site, reason} for everything that should have been measured and was not."""
         hooked, unseen = _hooked(fired), self._unseen(fired)
-        not_called = NOT_CALLED if hooked else unseen or COMPILED
+        not_called = NOT_CALLED if hooked else unseen or (ONLY_ROOT if self._called() else COMPILED)
         no_logits = {LOGITS} if self._has_no_classes(fired) else set()
         left_out = fired | no_logits | self._unsummed() | set(self._direct(fired))
         expected = [a for a in self._expected if a not in left_out and not self._early(a) and not self._is_left(a)]
@@ -119,16 +129,33 @@ class Coverage:
         return out
 
     def _direct(self, fired: set[Accumulator]) -> dict[Accumulator, str]:
-        """Outputs of single layers that nobody calls, while something else computes with their parameters; and why."""
-        out = {}
+        """Outputs that are not seen though nothing is wrong with the set-up; and why."""
+        seen = [a.site for a in fired if a.tap == ACTIVATION.tap]
+        hooked, out = bool(seen) or self._called(), {}
         for site in self._sites:
-            output, module = ACTIVATION.accumulator(site.name), site.module()
-            noted = self._reasons.get(ACTIVATION.tap, site.name)
-            if site.activation is None or output in fired or GRADIENT.accumulator(site.name) not in fired:
-                continue
-            if noted == GRAPH or (noted is None and _hooked(fired) and module is not None and not module._modules):
-                out[output] = noted or DIRECT
+            output = ACTIVATION.accumulator(site.name)
+            if site.activation is not None and output not in fired:
+                parts = any(name.startswith(f"{site.name}.") for name in seen)
+                why = self._no_output(site, parts, hooked, GRADIENT.accumulator(site.name) in fired)
+                out.update({output: why} if why else {})
         return out
+
+    def _no_output(self, site: Site, parts: bool, hooked: bool, trained: bool) -> str | None:
+        """Why the output of a module is not seen, where that is no fault of the set-up; None where it may be one.
+
+        parts: modules inside of it were called. hooked: calls are seen at all. trained: its parameters have gradients.
+        """
+        noted, module = self._reasons.get(ACTIVATION.tap, site.name), site.module()
+        if noted == OUTSIDE or (noted == GRAPH and trained):
+            return noted
+        if noted is not None or not hooked or module is None:
+            return None
+        if parts:
+            return HOLDER
+        if trained and not module._modules:
+            return DIRECT
+        parameters = list(module.parameters())
+        return IDLE if parameters and not any(p.requires_grad for p in parameters) else None
 
     def _unseen(self, fired: set[Accumulator]) -> str | None:
         """Why no forward of the model was measured; None where one was, or where nothing is known."""

@@ -128,7 +128,10 @@ class ModelTaps:
             sites = tuple(self.modules.sites.values())
             self.names = [site.name for site in sites]
             left = self.topology.is_left
-            self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons, failure, left)
+            self.coverage = Coverage(
+                sites, self.parameters, expected, context.probes, context.reasons, failure, left,
+                lambda: context.forwards > 0,
+            )  # fmt: skip
             for what, layer, reason in _blind_spots(targets):
                 context.unmeasured(what, layer, reason)
             if before is not None:

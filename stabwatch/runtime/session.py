@@ -68,19 +68,10 @@ class Session(SessionRanks):
         first_step: int = 0,
         resume: str | Path | None = None,
     ) -> None:
-        self.config = config or Config()
-        self.run = ""
-        self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
-        self._output: RunOutput | None = None
-        self._writer: Writer | None = None
-        self._overdue: Overdue | None = None
-        self._taps: Taps
-        self.inputs: ScriptInputs | None = None
+        self.inputs: ScriptInputs | None
         """What the script says; None while no run is open."""
-        self._pid = os.getpid()
-        self._leave = weakly(self._at_exit)
-        self._stay: Callable[[], object] = lambda: None
-        self._blind = self._detached = True
+        self._stay: Callable[[], object]
+        self._unattached(config or Config(), "", Path(run_dir) if run_dir is not None else None)
         try:
             free_memory()
             self._attach(model, optimizer, loss_fn, run_dir, on_alert, first_step, resume)
@@ -95,6 +86,27 @@ class Session(SessionRanks):
         CALL_DEPTH.make_room()
         atexit.register(self._leave)
         self._stay = when_child_ends(weakly(self.ended))
+
+    def _unattached(self, config: Config, run: str, run_dir: Path | None) -> None:
+        self.config, self.run = config, run
+        self.run_dir = Path(config.root) if run_dir is None else run_dir
+        self._output: RunOutput | None = None
+        self._writer: Writer | None = None
+        self._overdue: Overdue | None = None
+        self._taps: Taps
+        self.inputs = None
+        self._pid = os.getpid()
+        self._leave = weakly(self._at_exit)
+        self._stay = lambda: None
+        self._blind = self._detached = True
+
+    @classmethod
+    def ended_elsewhere(cls, run: str, run_dir: Path) -> Session:
+        """What stands in another process, or in a checkpoint, for the session of a run: it watches nothing."""
+        session = cls.__new__(cls)
+        session._unattached(Config(), run, run_dir)
+        session.copied = True
+        return session
 
     # -- setting up ---------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
@@ -18,6 +17,7 @@ from stabwatch.hooks.base.tensors import device_of
 from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.optimizer_step import StepGuards
 from stabwatch.hooks.probes.batches import Batches
+from stabwatch.hooks.step_hooks import StepHooks
 from stabwatch.runtime.governor import Governor
 from stabwatch.runtime.lifetime import weakly
 from stabwatch.runtime.model_taps import ModelTaps
@@ -59,14 +59,15 @@ class Taps:
             self.batches = Batches(context.device)
             FunctionTaps.install(context)
             undo.callback(FunctionTaps.remove, context)
-            before_step = Callback("optimizer_step", context.isolation, weakly(context.events.before_step))
-            after_step = Callback("optimizer_step", context.isolation, weakly(context.events.after_step))
-            undo.callback(register_optimizer_step_pre_hook(before_step).remove)
-            undo.callback(register_optimizer_step_post_hook(after_step).remove)
+            before, after = weakly(context.events.before_step), weakly(context.events.after_step)
+            undo.callback(StepHooks(context.isolation, before, after, weakly(self._tracks)).remove)
             if isinstance(loss_fn, nn.Module):
                 seen = Callback("loss", context.isolation, weakly(context.events.loss_module))
                 undo.callback(loss_fn.register_forward_hook(seen).remove)
             self._undo = undo.pop_all()
+
+    def _tracks(self, optimizer: Any) -> bool:
+        return self.now.parameters.tracks(optimizer)
 
     def _failure(self, probe: str) -> str | None:
         if probe in self.failed_elsewhere:

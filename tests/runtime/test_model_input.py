@@ -42,6 +42,29 @@ def _watched(folder, model, loss, steps=24):
 SHIFTS = ("TargetsShiftedTwice", "TargetsNotShifted", "CausalMaskMissing")
 
 
+class _Shifts(_Text):
+    """Begins each sequence by itself, as decoders of speech and of pictures do. given: what it is called with first."""
+
+    def forward(self, audio=None, labels=None, targets=None):
+        labels = labels if targets is None else targets
+        inputs = torch.cat([torch.zeros_like(labels[:, :1]), labels[:, :-1]], dim=1)
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("given", ["labels", "position", "targets"])
+def test_a_model_that_is_called_with_its_targets_and_shifts_them_is_right(given, tmp_path):
+    torch.manual_seed(0)
+    model = _Shifts(True)
+
+    def loss():
+        tokens, audio = torch.randint(50, (4, 18)), torch.randn(4, 3, 6)
+        logits = model(audio, tokens) if given == "position" else model(audio, **{given: tokens})
+        yield F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+    _, alerts = _watched(tmp_path / "run", model, loss)
+    assert not alerts.intersection(SHIFTS)
+
+
 @pytest.mark.parametrize(
     ("ahead", "causal", "sliced", "said"),
     [(1, True, False, None), (2, True, False, "TargetsShiftedTwice"), (0, True, False, "TargetsNotShifted"),

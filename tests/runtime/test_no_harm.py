@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.runlog import Accumulator
+from stabwatch.runtime.coverage import COPIED
 from tests.models import ARCHITECTURES, gpt, run
 from tests.sampling import sample
 
@@ -83,6 +84,27 @@ def test_copies_and_pickles_of_a_watched_model_are_not_watched(attach):
     assert torch.equal(twin(tokens), task.model(tokens))
     assert pickle.loads(pickle.dumps(task.model))(tokens).shape == (2, 8, 256)
     assert set(twin.state_dict()) == set(gpt(torch.Generator()).model.state_dict())
+
+
+def test_a_model_that_keeps_its_watch_is_copied_and_pickled(attach):
+    model = nn.Sequential(nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.watch = watch = attach(model, optimizer)
+    assert copy.deepcopy(model).watch is watch and copy.copy(watch).run == watch.run
+    model(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    other = pickle.loads(pickle.dumps(model))
+    left = other.watch
+    assert (left.run, left.run_dir, left.url, left.step) == (watch.run, watch.run_dir, None, 0)
+    assert "state=detached" in repr(left)
+    assert [entry["reason"] for entry in left.coverage()["missing"]] == [COPIED]
+    with left:
+        left.begin_step(3)
+        left.log(loss=1.0)
+        left.announce("nothing")
+        left.load_state_dict(watch.state_dict())
+    assert left.state_dict()["run"] == watch.run
+    assert len(attach.finish().steps) == 1
 
 
 def test_evaluation_is_not_recorded(attach):

@@ -207,3 +207,36 @@ def test_adafactor_tells_the_rate_that_it_used(attach):
     log = attach.finish()
     assert log.series("learning_rate")[1] == pytest.approx(used, rel=1e-5)
     assert [e.data for e in log.events if e.kind == "error"] == []
+
+
+class Assigning(torch.optim.Optimizer):
+    """Gives each parameter other data in place of changing what it has, as some implementations of LARS do."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data - group["lr"] * p.grad
+
+
+def test_what_an_optimizer_changes_by_assigning_data_is_measured(attach):
+    def signals(make):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        optimizer = make(model.parameters())
+        attach(model, optimizer)
+        for _ in range(24):
+            optimizer.zero_grad()
+            model(torch.randn(6, 4)).square().mean().backward()
+            optimizer.step()
+        log = attach.finish()
+        names = ("update_to_weight_ratio", "update_successive_cosine", "update_weight_cosine")
+        return {(name, layer): log.series(name, layer)[1] for name in names for layer in ("0", "2")}
+
+    found, wanted = signals(Assigning), signals(lambda p: torch.optim.SGD(p, lr=0.1))
+    assert all(len(values) for values in wanted.values())
+    for key, values in wanted.items():
+        assert found[key].tolist() == pytest.approx(values.tolist(), rel=1e-3, abs=1e-6, nan_ok=True)

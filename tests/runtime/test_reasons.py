@@ -16,8 +16,8 @@ from torch import nn
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.hooks.backward import LISTENERS
 from stabwatch.hooks.probes import loops
-from stabwatch.hooks.probes.activation import NO_TENSOR, TRANSFORMED
-from stabwatch.hooks.probes.attention import OTHER_SOFTMAX, OTHER_TOKENS
+from stabwatch.hooks.probes.activation import NO_TENSOR, OUTSIDE, TRANSFORMED
+from stabwatch.hooks.probes.attention import IN_TRANSFORM, OTHER_SOFTMAX, OTHER_TOKENS
 from stabwatch.hooks.probes.drift import COLLECTIVE
 from stabwatch.hooks.probes.experts import CALL, MANY, NO_CAPACITY
 from stabwatch.hooks.probes.layers import NOT_KEPT
@@ -31,6 +31,8 @@ from stabwatch.runtime.coverage import (
     DIRECT,
     FROZEN,
     GRAPH,
+    HOLDER,
+    IDLE,
     MHA,
     NO_ATTENTION,
     NO_CLASSES,
@@ -40,6 +42,7 @@ from stabwatch.runtime.coverage import (
     NO_SATURATION,
     NO_SAVED,
     NOT_CALLED,
+    ONLY_ROOT,
     SCRIPTED,
 )
 from stabwatch.runtime.model_changes import AT_ONCE, TOO_OFTEN
@@ -188,6 +191,51 @@ class Spare(nn.Module):
     def forward(self, x):
         x = self.used(x)
         return x @ self.spare.weight if self.direct else x
+
+
+class Around(nn.Module):
+    """A block with two layers. how: it is called, or these are in its place, or `forward` of these."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.block, self.how = Cut(False), how
+
+    def forward(self, x):
+        if self.how == "parts":
+            return self.block.second(self.block.first(x))
+        if self.how == "forward":
+            return self.block.second.forward(self.block.first.forward(x))
+        return self.block(x)
+
+
+def frozen_spare(used: bool) -> Trial:
+    model = Spare()
+    model.spare.requires_grad_(used)
+    return Trial(model)
+
+
+def wrapped(outside: bool) -> Trial:
+    """outside: a part of the model is called before it."""
+    model = Spare()
+    return Trial(model, call=(lambda x: model(model.spare(x))) if outside else None)
+
+
+class Mapped(nn.Module):
+    """Attention of each sample by itself. mapped: by `torch.vmap`."""
+
+    def __init__(self, mapped: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.mapped = mapped
+
+    def forward(self, x):
+        inputs = self.query(x), self.key(x), self.value(x)
+        attend = F.scaled_dot_product_attention
+        return torch.vmap(attend)(*inputs) if self.mapped else attend(*inputs)
+
+
+def mapped(mapped: bool) -> Trial:
+    return Trial(Stack(lambda: Mapped(mapped)))
 
 
 class Cut(nn.Module):
@@ -432,6 +480,16 @@ CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "in a transform": (TRANSFORMED, lambda: inside("vmap"), lambda: inside("plain")),
     "a transform calls": (NOT_CALLED, lambda: Trial(Spare()), lambda: inside("vmap")),
     "complex ones are updated": (NO_GRADIENT, lambda: Trial(Cut(True)), lambda: inside("complex")),
+    "parts are called": (HOLDER, lambda: Trial(Around("parts")), lambda: Trial(Around("whole"))),
+    "only the model is called": (ONLY_ROOT, lambda: Trial(Around("forward")), lambda: Trial(Around("whole"))),
+    "only the model is called, not another": (COMPILED, lambda: twin(True), lambda: Trial(Around("forward"))),
+    "called by its forward": (DIRECT, lambda: Trial(Around("forward")), lambda: Trial(Around("whole"))),
+    "not trained": (IDLE, lambda: frozen_spare(False), lambda: frozen_spare(True)),
+    "not trained is no fault": (NOT_CALLED, lambda: frozen_spare(True), lambda: frozen_spare(False)),
+    "called outside": (OUTSIDE, lambda: wrapped(True), lambda: wrapped(False)),
+    "called outside is called": (NOT_CALLED, lambda: wrapped(False), lambda: wrapped(True)),
+    "attention in a transform": (IN_TRANSFORM, lambda: mapped(True), lambda: mapped(False)),
+    "attention in a transform is a call": (NO_ATTENTION, lambda: weighing("sigmoid"), lambda: mapped(True)),
     "used directly": (DIRECT, lambda: Trial(Spare(direct=True)), lambda: Trial(Spare())),
     "not used directly": (NOT_CALLED, lambda: Trial(Spare()), lambda: Trial(Spare(direct=True))),
     "a graph": (GRAPH, exported, lambda: Trial(torch.fx.symbolic_trace(Cut(False)))),

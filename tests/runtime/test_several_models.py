@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,39 @@ def test_each_model_has_its_own_steps_and_its_own_loss(train, attach):
         assert {k.layer for k in log.keys if k.signal == "output_rms"} == {"0", "2"}
         assert not [e.data for e in log.events if e.kind == "error"]
         assert watch.coverage()["missing"] == []
+
+
+def test_two_models_in_two_threads_do_not_hear_each_others_cross_entropy(tmp_path):
+    models = [_mlp(4, classes) for classes in (3, 7)]
+    watches = [
+        stabwatch.attach(m, run_dir=tmp_path / str(i), agent=False, verbose=False, every_step=True)
+        for i, m in enumerate(models)
+    ]
+    turns = threading.Barrier(2)
+    losses: list[list[float]] = [[], []]
+
+    def train(i: int) -> None:
+        optimizer = torch.optim.SGD(models[i].parameters(), lr=0.1)
+        for _ in range(STEPS):
+            inputs = torch.randn(5, 4)
+            turns.wait()
+            logits = models[i](inputs)
+            turns.wait()  # both models have been called
+            loss = F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64))
+            turns.wait()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[i].append(loss.item())
+
+    threads = [threading.Thread(target=train, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for watch, wanted in zip(watches, losses, strict=True):
+        watch.detach()
+        assert read_run(watch.run_dir).series("token_loss")[1].tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("several", [list, tuple, lambda models: dict(zip("dg", models, strict=True))])

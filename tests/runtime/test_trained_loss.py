@@ -166,6 +166,38 @@ def test_gradients_that_are_asked_for_count_as_a_backward_pass(attach):
     assert attach.finish().series("loss")[1] == pytest.approx(truth, rel=1e-5)
 
 
+@pytest.mark.parametrize("given", [iter, list, lambda found: (p for p in found)])
+def test_gradients_that_are_asked_for_by_an_iterator_count_at_every_step(given, attach):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer, every_step=False)
+    losses = []
+    for _ in range(12):
+        loss = model(torch.randn(5, 4)).square().mean()
+        parameters = list(model.parameters())
+        for p, gradient in zip(parameters, torch.autograd.grad(loss, given(parameters)), strict=True):
+            p.grad = gradient
+        optimizer.step()
+        losses.append(loss.item())
+    assert attach.finish().series("loss")[1].tolist() == pytest.approx(losses)
+
+
+def test_roots_that_are_given_by_an_iterator_are_one_objective(attach):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer)
+    losses = []
+    for _ in range(3):
+        parts = [model(torch.randn(5, 4)).square().mean() for _ in range(2)]
+        optimizer.zero_grad()
+        torch.autograd.backward(part for part in parts)
+        optimizer.step()
+        losses.append(sum(part.item() for part in parts))
+    assert attach.finish().series("loss")[1].tolist() == pytest.approx(losses)
+
+
 def test_a_gradient_penalty_and_an_inner_step_are_not_losses_of_their_own(attach):
     torch.manual_seed(0)
     model = net()

@@ -21,6 +21,8 @@ FEWEST_DIFFER = 8
 """Fewest samples whose target is not the most frequent one: a rare feature may fit a single rare target."""
 
 
+WANTED = ("label", "target")
+"""In the names of arguments that are no inputs, but what the model computes its loss with."""
 DEEPEST, LONGEST = 3, 64
 """Containers in containers, and members of a list, that are searched for indices."""
 
@@ -28,6 +30,11 @@ DEEPEST, LONGEST = 3, 64
 def _is_whole(x: Tensor) -> bool:
     """Has it whole numbers?"""
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _is_tokens(x: Tensor) -> bool:
+    """Can it be token ids (batch, tokens)?"""
+    return not x.is_nested and x.dim() == 2 and _is_whole(x) and len(x) > 0 and x.shape[1] >= SHORTEST
 
 
 def _tensors(values: Iterable[Any], depth: int = DEEPEST) -> Iterator[Tensor]:
@@ -47,7 +54,8 @@ _SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
 class ModelInput:
     """The inputs of the model's last call in a measured step, and which kind of attention it used since.
 
-    ids: int (batch, tokens), or None. rows: numbers (batch, columns), or None. open: calls of attention over the whole
+    ids: int (batch, tokens), or None: what an embedding reads, where that is seen; models also shift their inputs, or
+    are called with the targets. rows: numbers (batch, columns), or None. open: calls of attention over the whole
     sequence without a mask, and of recurrent layers in both directions; causal: calls with a causal one. indices: one
     of the inputs has whole numbers; several: two of them are rows of such. lengths: first two dimensions of what layers
     without `batch_first` were given.
@@ -59,6 +67,8 @@ class ModelInput:
     def clear(self) -> None:
         """Keep nothing of a call."""
         self.ids: Tensor | None = None
+        self._given: Tensor | None = None
+        self._embedded = False
         self.indices = False
         self.rows: Tensor | None = None
         self.open = self.causal = 0
@@ -68,13 +78,14 @@ class ModelInput:
     def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
         """The model is called."""
         self.clear()
-        given = [*inputs, *named.values()]
+        given = list({id(x): x for x in (*inputs, *named.values())}.values())
+        wanted = {id(x) for name, x in named.items() if any(word in name.lower() for word in WANTED)}
         plain = [x for x in given if isinstance(x, Tensor) and x.layout == torch.strided]
         self.indices = any(map(_is_whole, _tensors(given)))
         strided = [x.detach() for x in plain if not x.is_nested and x.dim() == 2 and len(x)]
         whole = [x for x in strided if _is_whole(x)]
         self.several = len(whole) > 1
-        self.ids = next((x for x in whole if x.shape[1] >= SHORTEST), None)
+        self._given = self.ids = next(filter(_is_tokens, (x for x in plain if id(x) not in wanted)), None)
         numbers = (x for x in strided if x.is_floating_point())
         self.rows = next((x for x in numbers if len(x) >= FEWEST_ROWS and 2 <= x.shape[1] <= MOST_COLUMNS), None)
 
@@ -93,6 +104,8 @@ class ModelInput:
     def layer(self, module: Any, args: Any) -> None:
         """A layer was called: does it read a sequence, along which dimension, and from both ends?"""
         given = args[0] if args else None
+        if isinstance(module, nn.Embedding) and isinstance(given, Tensor):
+            self._embeds(given)
         if not isinstance(module, _SEQUENTIAL) or not isinstance(given, Tensor) or given.dim() != 3:
             return
         first = bool(getattr(module, "batch_first", False))
@@ -101,6 +114,13 @@ class ModelInput:
         length = given.shape[1 if first else 0]
         if getattr(module, "bidirectional", False) and self.ids is not None and not self.several:
             self.open += length == self.ids.shape[1]
+
+    def _embeds(self, read: Tensor) -> None:
+        """An embedding reads these: the tokens, if it is the first one, or what the model was called with."""
+        if self._given is not None and read.untyped_storage().data_ptr() == self._given.untyped_storage().data_ptr():
+            self.ids, self._embedded = self._given, True
+        elif not self._embedded and _is_tokens(read):
+            self.ids, self._embedded = read.detach(), True
 
     def mixed(self, target: Tensor) -> bool | None:
         """Do layers take the samples of this target (samples, ...) for places of a sequence? None without such layers.

@@ -19,6 +19,7 @@ NO_TENSOR = (
 TRANSFORMED = (
     "it is called inside of a transform (`torch.func`, `vmap`) or while it is traced, where nothing is measured"
 )
+OUTSIDE = "it was called outside of the model's own forward (by a wrapper of the model, say), where nothing is measured"
 
 ACTIVATION = PROBES.register(Probe(name="activation", tap="activation", reduction=MOMENTS, tier="sampled"))
 """Collected by `measure`: an accumulator of each site is updated in place, also by compiled graphs."""

@@ -37,8 +37,9 @@ OTHER_SOFTMAX = (
     "may be a gate's, and no attention logits are known of them"
 )
 OWN_SCORES = "the model computes its attention weights itself"
+IN_TRANSFORM = "its attention is called inside of a transform (`torch.func`, `vmap`), where nothing is measured"
 SOFTMAX = "softmax"
-"""What `OTHER_SOFTMAX` is noted for."""
+"""What these two are noted for."""
 _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
 _packing_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
 _DEPTH = 4

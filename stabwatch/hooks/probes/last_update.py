@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -15,30 +16,36 @@ from stabwatch.signals.reductions import SUCCESSIVE
 NUMBERS = 1 << 16
 """Numbers that are kept of each parameter, evenly spread: few enough for every step."""
 
+Key: TypeAlias = tuple[int, str]
+"""Tells a parameter from all others: an id, and a name."""
+
 
 class LastChanges:
     """Keeps samples over the step before a deep one.
 
-    A change is identified by the storage of its parameter and by its step, so that only consecutive steps are compared.
+    A change is identified by its parameter and by its step, so that only consecutive steps are compared.
     """
 
     def __init__(self) -> None:
-        self._before: list[tuple[Tensor, Tensor]] = []
-        self._changes: dict[int, tuple[int, Tensor]] = {}
+        self._before: list[tuple[Key, Callable[[], Tensor], Tensor]] = []
+        self._changes: dict[Key, tuple[int, Tensor]] = {}
 
-    def snapshot(self, parameters: Sequence[Tensor]) -> None:
-        """Before a step: copy samples."""
-        self._before = [(p, _sample(p).clone()) for p in parameters]
+    def snapshot(self, weights: Iterable[tuple[Key, Callable[[], Tensor]]]) -> None:
+        """Before a step: copy samples. Each weight is read again after it, as the step may set `p.data`."""
+        self._before = [(key, read, _sample(read()).clone()) for key, read in weights]
 
     def keep(self, step: int) -> None:
         """After the step: keep what has changed."""
         before, self._before = self._before, []
         self._changes = {key: found for key, found in self._changes.items() if found[0] == step}
-        self._changes |= {p.data_ptr(): (step, _sample(p).float() - old.float()) for p, old in before}
+        for key, read, old in before:
+            now = _sample(read())
+            if now.shape == old.shape and now.device == old.device:
+                self._changes[key] = step, now.float() - old.float()
 
-    def take(self, parameter: Tensor, step: int) -> Tensor | None:
+    def take(self, key: Key, step: int) -> Tensor | None:
         """Samples of what the step before `step` changed, float32 (n,); None if they were not kept."""
-        last_step, last = self._changes.pop(parameter.data_ptr(), (None, None))
+        last_step, last = self._changes.pop(key, (None, None))
         return last if last_step == step - 1 else None
 
 

@@ -103,8 +103,7 @@ class ParameterTaps:
         if before is not None:
             self._numbers, self._next_number = before._numbers, before._next_number
         self._copies = Copies()
-        self._before: list[tuple[Tensor, Tensor, int]] = []
-        self._half: list[tuple[Owned, Tensor]] = []
+        self._before: list[tuple[Owned, Tensor]] = []
         self._read: tuple[Tensor, list[tuple[int, int]], frozenset[int]] | None = None
 
     def _find(self) -> None:
@@ -254,10 +253,8 @@ class ParameterTaps:
         ]
         found = [(o, o.weight) for o in mine]
         mine = [o for o, weight in found if weight.is_floating_point()]
-        live = [weight for _, weight in found if weight.is_floating_point()]
-        copies = self._copies.of(live)
-        self._before = [(p, b, o.row) for p, b, o in zip(live, copies, mine, strict=True)]
-        self._half = [(o, b) for o, b in zip(mine, copies, strict=True) if b.element_size() == 2]
+        copies = self._copies.of([weight for _, weight in found if weight.is_floating_point()])
+        self._before = list(zip(mine, copies, strict=True))
 
     def measure_updates(self) -> None:
         """Norms of what the step changed, and of the parameters before it; the copies are released."""
@@ -265,12 +262,17 @@ class ParameterTaps:
         if not copied:
             return
         self._phase += 1
-        live, before, rows = zip(*copied, strict=True)
-        half, self._half = self._half, []
-        for o, earlier in half:
-            if o.tracked.parameter.grad is not None and o.tracked.parameter.grad.layout == torch.strided:
-                found = lost_updates(o.gradient, o.weight, earlier)
-                self.lost[o.row].add_(found.to(self.lost.device, non_blocking=True))
+        found = [(o.weight, earlier, o) for o, earlier in copied]  # read again: the step may have set `p.data`
+        found = [each for each in found if _comparable(*each[:2])]
+        for weight, earlier, o in found:
+            gradient = o.tracked.parameter.grad
+            if earlier.element_size() == 2 and gradient is not None and gradient.layout == torch.strided:
+                lost = lost_updates(o.gradient, weight, earlier)
+                self.lost[o.row].add_(lost.to(self.lost.device, non_blocking=True))
+        if not found:
+            return
+        live, before, owned = zip(*found, strict=True)
+        rows = [o.row for o in owned]
         grouped_change(before, live, rows, self.update)  # it writes into the copies
 
     @property
@@ -298,6 +300,10 @@ class ParameterTaps:
     def _stepped(self, optimizer: Any) -> list[Owned]:
         params = (p for group in optimizer.param_groups for p in group["params"])
         return [o for p in params if id(p) in self._by_id and self.counts(p) for o in self._by_id[id(p)]]
+
+
+def _comparable(now: Tensor, earlier: Tensor) -> bool:
+    return now.shape == earlier.shape and now.dtype == earlier.dtype and now.device == earlier.device
 
 
 @torch.no_grad()

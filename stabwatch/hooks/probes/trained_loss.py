@@ -10,9 +10,9 @@ the parameters (LBFGS, SAM), the first evaluation counts: the loss of the weight
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ MOST = 16
 """Parameters that are compared before and after a backward pass, evenly spread, while that is enough."""
 LOSS_DIMENSIONS = 2
 """A root with more dimensions, given with a gradient, is an activation (a pipeline stage) and no loss per token."""
+SEARCHED = 64
+"""Functions behind a loss among which that of a gradient scaler is looked for."""
 WITNESSES = 4
 """Gradients that are looked at to see whether they were set to zero: the smallest ones."""
 
@@ -33,8 +35,8 @@ State = tuple[tuple[int, int, int], ...]
 """Of each parameter: its version, and identity and version of its gradient; two zeros where there is none."""
 
 _unscaled = WeakTensorKeyDictionary()
-_scales = WeakTensorKeyDictionary()
-_scalers = WeakTensorKeyDictionary()
+_KEY = "stabwatch scaling"
+"""Under which a function of autograd holds how its result was scaled, as long as a graph contains it."""
 
 
 class RunningBackward:
@@ -43,37 +45,64 @@ class RunningBackward:
     scale: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """What a gradient scaler has done to a loss. ever: it has done so to any."""
+
+    scale: Tensor
+    scaler: Callable[[], Any]
+    ever: ClassVar[bool] = False
+
+
 def remember_scaling(outputs: Any, scaled: Any, scale: Any, scaler: Any = None) -> None:
     """`scaler.scale(outputs)` gave `scaled`: a backward pass from there is that of `outputs`, times `scale`."""
     if isinstance(outputs, Tensor) and isinstance(scaled, Tensor):
         if scaled is not outputs:
             _unscaled[scaled] = outputs.detach()
-            if isinstance(scale, Tensor):
-                _scales[scaled] = scale
-            if scaler is not None:
-                _scalers[scaled] = weakref.ref(scaler)
+            Scaling.ever = True
+            node: Any = scaled.grad_fn
+            if isinstance(scale, Tensor) and node is not None:
+                node.metadata[_KEY] = Scaling(scale, _weakly(scaler))
     elif isinstance(outputs, list | tuple) and isinstance(scaled, list | tuple):
         for one, other in zip(outputs, scaled, strict=True):
             remember_scaling(one, other, scale, scaler)
 
 
+def _weakly(scaler: Any) -> Callable[[], Any]:
+    return (lambda: None) if scaler is None else weakref.ref(scaler)
+
+
+def _scaling(root: Any) -> Scaling | None:
+    """How a gradient scaler has scaled a root, or terms that it is a sum or a multiple of."""
+    if not Scaling.ever or not isinstance(root, Tensor):
+        return None
+    nodes: list[Any] = [root.grad_fn]
+    for node in nodes:
+        if node is None:
+            continue
+        found: Scaling | None = node.metadata.get(_KEY)
+        if found is not None:
+            return found
+        if len(nodes) < SEARCHED:
+            nodes += [after for after, _ in node.next_functions]
+    return None
+
+
 def scalers_used() -> bool:
-    """Is a root known that a gradient scaler has scaled?"""
-    return bool(_scales.data)
+    """Has a gradient scaler scaled anything in this process?"""
+    return Scaling.ever
 
 
 def scale_of(roots: Iterable[Any]) -> Tensor | None:
     """The scale of the first root that a gradient scaler has scaled."""
-    found = (_scales.get(root) for root in roots if isinstance(root, Tensor))
-    return next((scale for scale in found if scale is not None), None)
+    found = map(_scaling, roots)
+    return next((each.scale for each in found if each is not None), None)
 
 
 def scaler_of(roots: Iterable[Any]) -> Any:
     """The gradient scaler that has scaled the first scaled root; None for none."""
-    if not len(_scalers):
-        return None
-    found = (_scalers.get(root) for root in roots if isinstance(root, Tensor))
-    return next((scaler() for scaler in found if scaler is not None), None)
+    found = map(_scaling, roots)
+    return next((each.scaler() for each in found if each is not None), None)
 
 
 def objective(roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> Number | None:
@@ -102,11 +131,13 @@ def _is_plain(root: Tensor, gradients: Sequence[Tensor | None] | None) -> bool:
     """A number in the host's memory that nothing has scaled."""
     if gradients is not None and gradients[0] is not None:
         return False
-    return not _unscaled.data and root.numel() == 1 and root.device.type == "cpu"
+    return not Scaling.ever and root.numel() == 1 and root.device.type == "cpu"
 
 
 def _part(root: Tensor, gradient: Tensor | None) -> Number | None:
-    value = _unscaled.get(root) if _unscaled.data else None
+    value = _unscaled.get(root) if Scaling.ever else None
+    if value is None and gradient is None and (scaling := _scaling(root)) is not None:
+        value = root.detach().float() / scaling.scale.to(root.device)
     scaled = value is not None
     value = root.detach() if value is None else value
     value = value.to_local() if hasattr(value, "to_local") else value

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks.probes.trained_loss import MOST, TrainedLoss, objective, remember_scaling, scale_of
+from stabwatch.hooks.probes.trained_loss import MOST, TrainedLoss, objective, remember_scaling, scale_of, scaler_of
 
 
 def backward(watched: TrainedLoss, loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
@@ -46,6 +46,26 @@ def test_the_loss_before_the_scaler_is_meant(net) -> None:
     assert scale_of([scaled]).item() == 2.0**16
     backward(watched, scaled)
     assert watched.take() == loss.item()
+
+
+@pytest.mark.parametrize(
+    ("combined", "wanted"),
+    [(lambda a, b: a + 0.25 * b, lambda a, b: a + 0.25 * b), (lambda a, b: sum([a, b]) / 2, lambda a, b: (a + b) / 2),
+     (lambda a, b: torch.stack([a, b]).mean(), lambda a, b: (a + b) / 2)],
+)  # fmt: skip
+@pytest.mark.parametrize("kept", [True, False])
+def test_sums_and_multiples_of_scaled_losses_are_unscaled(kept, combined, wanted, net) -> None:
+    watched = TrainedLoss.of(net.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    losses = [loss_of(net), loss_of(net, 5)]
+    scaled = [scaler.scale(loss) for loss in losses]
+    remember_scaling(losses, scaled, scaler._scale, scaler)
+    root = combined(*scaled)
+    if not kept:
+        scaled.clear()
+    assert scale_of([root]).item() == 2.0**10 and scaler_of([root]) is scaler
+    backward(watched, root)
+    assert float(watched.take()) == pytest.approx(wanted(*[loss.item() for loss in losses]))
 
 
 def test_a_disabled_scaler_changes_nothing(net) -> None:
