@@ -11,6 +11,7 @@ from stabwatch.hooks.base.context import TapContext
 from stabwatch.runtime.coverage import OTHER_LOSS, REPORT_AFTER, not_in_graph, summary
 from stabwatch.runtime.host_numbers import HostNumbers
 from stabwatch.runtime.model_taps import ModelTaps
+from stabwatch.runtime.notices import from_here
 
 _log = logging.getLogger("stabwatch")
 AGAIN = 8
@@ -78,4 +79,4 @@ class RunReports:
         if missing and (told is None or told[0] is not taps):
             verb = "lists it" if len(missing) == 1 else "lists them"
             text = summary(missing, taps.assembler.fired)
-            _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, self._run_dir(), verb)
+            _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, from_here(self._run_dir()), verb)

@@ -18,7 +18,7 @@ from stabwatch.runlog.stores import shown
 from stabwatch.runlog.upload import Uploader
 from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.lifetime import end_left
-from stabwatch.runtime.notices import say
+from stabwatch.runtime.notices import anywhere, from_here, say
 from stabwatch.runtime.resume import launch, open_run
 
 
@@ -41,6 +41,7 @@ class RunOutput:
     ) -> None:
         folder, self.attempt, url = open_run(run_dir, resume, config, ranks, model, layers)
         self._folder = folder
+        folder.path = anywhere(folder.path)
         self.run, self.path = folder.run, folder.path
         self._idle = idle
         self._agent: AgentProcess | None = None
@@ -51,8 +52,8 @@ class RunOutput:
             self._agent = AgentProcess(folder.path, config, self.writer.event)
         self._uploader = Uploader(folder, url, self.writer.event) if url is not None else None
         if config.verbose:
-            where = folder.path if url is None else f"{folder.path}, sent to {shown(url)}"
-            say(f"watching {type(model).__name__}, run log in {where}")
+            sent = "" if url is None else f", sent to {shown(url)}"
+            say(f"watching {type(model).__name__}, run log in {from_here(folder.path)}{sent}")
 
     def is_of(self, ranks: Ranks) -> None:
         """The run is that of these ranks, which were not known when it began. Raises OSError."""

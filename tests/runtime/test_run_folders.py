@@ -122,3 +122,21 @@ def test_a_run_of_any_name_has_a_folder_below_the_root(tmp_path, name, capsys):
     assert Path(watch.run_dir).parent == tmp_path / "root" and watch.run == Path(watch.run_dir).name
     assert len(read_run(watch.run_dir).steps) == 3
     assert "cannot be that of a folder" in capsys.readouterr().err
+
+
+def test_a_program_that_changes_its_folder_keeps_its_log(tmp_path, monkeypatch, capsys):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = stabwatch.attach(model, optimizer, agent=False)
+    for step in range(6):
+        if step == 2:
+            monkeypatch.chdir(tmp_path / "there")
+        model(torch.ones(3, 2)).sum().backward()
+        optimizer.step()
+    watch.detach()
+    assert watch.run_dir.parent == tmp_path / "here" / "stabwatch-runs"
+    assert len(read_run(watch.run_dir).steps) == 6 and not any((tmp_path / "there").iterdir())
+    assert f"run log in stabwatch-runs/{watch.run}\n" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_an_exception_of_the_user_s_is_the_user_s(attach, tmp_path):
     [
         "runtime.model_taps.select_modules",
         "runtime.model_taps.StepBuffer",
-        "runtime.taps.register_optimizer_step_post_hook",
+        "hooks.step_hooks.register_optimizer_step_post_hook",
         "runtime.run_output.Writer",
     ],
 )
