@@ -13,6 +13,12 @@ from torch import nn
 
 from stabwatch.distributed.stages import Stage
 
+AVERAGERS = (
+    ("torch.distributed.algorithms.model_averaging.averagers", "ModelAverager"),
+    ("accelerate.local_sgd", "LocalSGD"),
+)
+"""Modules and classes of what averages the weights of ranks now and then."""
+
 
 class Ranks:
     """The ranks of a data-parallel or sharded job, from one of them.
@@ -145,7 +151,14 @@ def steps_alone(model: nn.Module) -> bool:
     """Do ranks step on their own, and average their weights now and then (local SGD)?"""
     wrappers = (m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel))
     hooks = (hook for wrapper in wrappers for hook, _ in getattr(wrapper, "_comm_hooks", ()))
-    return any(getattr(hook, "__name__", "") == "post_localSGD_hook" for hook in hooks)
+    return any(getattr(hook, "__name__", "") == "post_localSGD_hook" for hook in hooks) or _averages_weights()
+
+
+def _averages_weights() -> bool:
+    """Has the training made what averages weights now and then: an averager of torch's, `LocalSGD` of accelerate?"""
+    kinds = tuple(getattr(sys.modules[name], kind) for name, kind in AVERAGERS if name in sys.modules)
+    found = (each for each in gc.get_objects() if issubclass(type(each), kinds)) if kinds else ()
+    return any(getattr(each, "enabled", True) for each in found)
 
 
 def _is_coupled(model: Any) -> bool:

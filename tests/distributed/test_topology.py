@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -99,3 +100,12 @@ def test_ranks_of_local_sgd_step_on_their_own(hook, alone):
     assert not steps_alone(model)
     model.register_comm_hook(PostLocalSGDState(None, None, 4) if alone else None, hook)
     assert steps_alone(nn.Sequential(model)) == alone
+
+
+def test_ranks_whose_weights_are_averaged_now_and_then_step_on_their_own():
+    """Without a hook of DistributedDataParallel: the loop calls the averager."""
+    model = Net()
+    averager = object.__new__(PeriodicModelAverager)
+    assert steps_alone(model)
+    del averager
+    assert not steps_alone(model)
