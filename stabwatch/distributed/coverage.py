@@ -10,7 +10,7 @@ from typing import Any
 from stabwatch.distributed.channel import unfit
 from stabwatch.distributed.directory import Directory, Info
 from stabwatch.distributed.layout import difference
-from stabwatch.distributed.tree import RankSet, missing, size
+from stabwatch.distributed.tree import RankSet, missing, size, union
 
 MOST_NAMED = 16
 """Missing ranks of which the reason is looked up and written down."""
@@ -24,6 +24,7 @@ LAST = 1.0
 NOT_THERE = (
     "no step of it was seen: it is not watched, has ended no step, or `attach` was called on it another number of times"
 )
+LEFT = "nothing comes from it any more, and it has not said why: its process has ended, or cannot be reached"
 NOT_HEARD = "it is watched, and nothing came from it in time: it is stopped, killed or cannot be reached"
 START = (
     "it was attached at another step of the training than rank 0, or these ranks do not wait for each other (are "
@@ -52,6 +53,8 @@ class RankCoverage:
         self._description = description
         self._directory = directory
         self._ranks: RankSet | None = None
+        self._covered: RankSet = ()
+        """All ranks that any row has had."""
         self._since = 0
         self._changed_at: float | None = None
         self._asked_at: float | None = None
@@ -70,6 +73,7 @@ class RankCoverage:
                 fewer = self._brief is None or size(self._ranks) < size(self._brief[1])
                 self._brief = (self._since, self._ranks) if fewer else self._brief
             self._ranks, self._since, self._fresh = ranks, step, True
+            self._covered = union((self._covered, ranks))
             self._asked_at = None
 
     def news(self, now: float) -> Iterator[CoverageNews]:
@@ -130,7 +134,7 @@ class RankCoverage:
             return NOT_KNOWN
         info = self._infos[rank]
         if info is None:
-            return NOT_THERE
+            return LEFT if any(first <= rank < end for first, end in self._covered) else NOT_THERE
         what = unfit(info, self._mine)
         if what == "version":
             return f"it runs stabwatch {info['version'].partition(' ')[2]}, rank 0 another version"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabwatch.distributed.coverage import ASK, BRIEF, SETTLE, RankCoverage
+from stabwatch.distributed.coverage import ASK, BRIEF, LEFT, NOT_THERE, SETTLE, RankCoverage
 
 ALL, WITHOUT_2, WITHOUT_2_AND_3 = ((0, 4),), ((0, 2), (3, 4)), ((0, 2),)
 
@@ -14,9 +14,16 @@ class Silent:
         pass
 
 
-def _news(*changes):
+class Empty:
+    """A directory in which nobody is."""
+
+    def look_up(self, rank, found):
+        found(rank, None)
+
+
+def _news(*changes, directory=Silent):
     """What is told, as (since, covered, missing). changes: (second, step, ranks)."""
-    coverage = RankCoverage(4, {"digest": "a"}, "", Silent())
+    coverage = RankCoverage(4, {"digest": "a"}, "", directory())
     told, waiting = [], list(changes)
     for tenth in range(int(10 * (waiting[-1][0] + SETTLE + ASK + 2))):
         while waiting and waiting[0][0] <= tenth / 10:
@@ -39,3 +46,8 @@ def test_of_several_short_times_the_one_with_the_fewest_ranks_is_told():
 
 def test_ranks_that_come_one_after_the_other_are_one_change():
     assert [told[:2] for told in _news((0, 0, ALL), (5, 7, WITHOUT_2), (5.1, 8, WITHOUT_2_AND_3))] == [(0, 4), (8, 2)]
+
+
+def test_a_rank_that_goes_without_a_word_is_not_said_to_have_never_been_there():
+    told = _news((0, 0, WITHOUT_2), (5, 7, WITHOUT_2_AND_3), directory=Empty)
+    assert [entry["reason"] for entry in told[-1][2]] == [NOT_THERE, LEFT]
