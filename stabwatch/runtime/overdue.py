@@ -25,6 +25,7 @@ from stabwatch.alerts.held_up import held_up
 from stabwatch.distributed import standing
 from stabwatch.distributed.directory import Directory
 from stabwatch.runlog.stacks import Stand, read_stands, remove_stand, remove_stands, write_stand
+from stabwatch.runtime.run_metadata import told
 
 LOOK = 1.0
 """Seconds between two looks."""
@@ -129,7 +130,7 @@ class Overdue:
         frames = standing.frames_of_error(failure.__traceback__)
         stand = self._stand(frames, time.monotonic() - self._last)
         lost = standing.is_of_lost_rank(failure)
-        error = f"{type(failure).__name__}: {failure}"[:400]
+        error = told(failure)
         self._look_for_folder()
         self._publish(replace(stand, state="raised", error=error, busy="", inside="collective" if lost else ""))
         directory = self._directory()

@@ -32,6 +32,8 @@ from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.reader import read_meta
 from stabwatch.runtime.notices import say
 
+LONGEST_ERROR = 400
+"""Characters of an error that a run tells of how it ended."""
 MOST_GROUPS = 16
 """Parameter groups whose settings are recorded."""
 
@@ -180,3 +182,10 @@ def _rate(optimizer: Any, group: Mapping[str, Any]) -> Any:
     state = optimizer.state.get(group["params"][0], {})
     waits = any(isinstance(x, Tensor) and x.dim() == 0 and x.device.type != "cpu" for x in state.values())
     return used(group, state) if state and not waits else None
+
+
+def told(error: BaseException) -> str:
+    """An error in one line, cut where it is long."""
+    said = " ".join(str(error).split())
+    short = said if len(said) <= LONGEST_ERROR else f"{said[:LONGEST_ERROR]} ..."
+    return f"{type(error).__name__}: {short}" if said else type(error).__name__

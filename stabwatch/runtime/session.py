@@ -36,7 +36,7 @@ from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.pace import Pace
 from stabwatch.runtime.peers import restored
 from stabwatch.runtime.reports import RunReports
-from stabwatch.runtime.run_metadata import how_it_ended
+from stabwatch.runtime.run_metadata import how_it_ended, told
 from stabwatch.runtime.run_output import RunOutput
 from stabwatch.runtime.script_inputs import ScriptInputs
 from stabwatch.runtime.session_ranks import SessionRanks
@@ -352,7 +352,7 @@ class Session(SessionRanks):
 
     def _end(self, reason: str, failure: BaseException | None) -> None:
         failed = failure is not None and reason not in GOOD_ENDS
-        facts = {"error": f"{type(failure).__name__}: {failure}"} if failed else {}
+        facts = {"error": told(failure)} if failure is not None and failed else {}
         if self._overdue is not None:
             self._overdue.close(failure if reason == "exception" else None)
         if self._clock.open_step_is_over():

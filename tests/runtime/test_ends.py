@@ -13,7 +13,7 @@ import stabwatch
 from stabwatch.analysis import analyze
 from stabwatch.cli.doctor.run import check_run
 from stabwatch.runlog import read_run, writer
-from stabwatch.runtime.run_metadata import how_it_ended
+from stabwatch.runtime.run_metadata import LONGEST_ERROR, how_it_ended, told
 from tests.processes import run_python
 
 LOOP = """
@@ -120,3 +120,9 @@ def test_a_run_that_ends_before_its_records_are_written_reports_its_coverage(tmp
     run = read_run(tmp_path / "run")
     assert len(run.steps) == 3
     assert [event.kind for event in run.events][-2:] == ["coverage", "end"]
+
+
+def test_an_error_is_told_in_one_line_of_a_sensible_length():
+    assert told(MemoryError()) == "MemoryError"
+    assert told(ValueError("one\n  two")) == "ValueError: one two"
+    assert len(told(RuntimeError("x" * 5000))) < LONGEST_ERROR + 20
