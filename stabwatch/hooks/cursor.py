@@ -26,6 +26,8 @@ class Cursor:
     def __init__(self) -> None:
         self.site: Site | None = None
         self.root: Site | None = None
+        self.eager: Site | None = None
+        """The same, of calls that are no part of a compiled graph."""
 
 
 CURSOR = Cursor()
@@ -34,12 +36,17 @@ _here = threading.local()
 
 def called(root: Site) -> None:
     """This model is called, or goes on behind a call of another one inside it."""
-    CURSOR.root = root
+    CURSOR.root = CURSOR.eager = root
     _here.root = weakref.ref(root)
 
 
 def last_called() -> Site | None:
-    """The model that this thread called last, or the process, if the thread has called none that is watched."""
+    """The model that this thread called last, or the process, if the thread has called none that is watched.
+
+    Graphs say for the process only which model they belong to.
+    """
+    if CURSOR.root is not CURSOR.eager:
+        return CURSOR.root
     known = getattr(_here, "root", None)
     root: Site | None = None if known is None else known()
     return CURSOR.root if root is None or not root.flags.attached else root

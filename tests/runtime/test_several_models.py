@@ -114,6 +114,26 @@ def test_two_models_in_two_threads_do_not_hear_each_others_cross_entropy(tmp_pat
         assert read_run(watch.run_dir).series("token_loss")[1].tolist() == pytest.approx(wanted)
 
 
+def test_the_cross_entropy_of_a_compiled_model_is_not_that_of_another_one_that_is_watched(tmp_path):
+    """Both are called in one thread; outside of the graph it is seen which was called last."""
+    other, model = _mlp(4, 5), _mlp(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = stabwatch.attach(other, run_dir=tmp_path / "other", agent=False, verbose=False)
+    other(torch.randn(2, 4))
+    compiled = torch.compile(model, backend="eager")
+    watch = stabwatch.attach(compiled, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False, every_step=True)
+    losses = []
+    for _ in range(4):
+        loss = F.cross_entropy(compiled(torch.randn(5, 4)), torch.zeros(5, dtype=torch.int64))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    for each in (watch, first):
+        each.detach()
+    assert read_run(watch.run_dir).series("token_loss")[1].tolist() == pytest.approx(losses)
+
+
 @pytest.mark.parametrize("several", [list, tuple, lambda models: dict(zip("dg", models, strict=True))])
 def test_several_models_at_once_are_one_clear_sentence(several):
     models = [_mlp(4, 2), _mlp(2, 1)]
