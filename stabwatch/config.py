@@ -17,7 +17,7 @@ PREFIX = "STABWATCH_"
 """Of every environment variable that stabwatch reads and that is nobody else's."""
 _SECRETS = ("WEBHOOK", "NOTIFY_COMMAND", "ALERTMANAGER", "ALERTMANAGER_TOKEN", "SMTP", "HEARTBEAT")
 VARIABLES = (
-    "PASSWORD", "HOSTS", "PUSHGATEWAY", "KERNELS", "SETTINGS_FILE", "RUN_FOLDER", "RUNS",
+    "PASSWORD", "HOSTS", "PUSHGATEWAY", "KERNELS", "SETTINGS_FILE", "RUN_FOLDER", "PREFLIGHT", "RUNS",
     *_SECRETS, *(f"{name}_FILE" for name in _SECRETS),
 )  # fmt: skip
 """Variables, without their prefix, that are no settings of a Config."""

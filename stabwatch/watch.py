@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -15,6 +17,7 @@ from stabwatch import plugins
 from stabwatch.alerts.preflight import Preflight, preflight
 from stabwatch.config import Config
 from stabwatch.errors import ConfigError
+from stabwatch.integrations.environment import PREFLIGHT
 from stabwatch.runtime.notices import say
 from stabwatch.runtime.resume import has_run, read_state
 from stabwatch.runtime.session import Session
@@ -70,6 +73,9 @@ def attach(
     """
     _check_one(model)
     settings = Config.for_training(config, **overrides)
+    if folder := os.environ.get(PREFLIGHT):
+        settings = replace(settings, agent=False, verbose=False, every_step=True)
+        run_dir, resume = folder, None
     given: dict[str, Any] = {"loss_fn": loss_fn, "run_dir": run_dir, "config": settings, "on_alert": on_alert}
     given["resume"] = resume
     if not isinstance(model, nn.Module):

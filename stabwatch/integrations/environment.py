@@ -13,6 +13,9 @@ SETTINGS = "STABWATCH_SETTINGS_FILE"
 FOLDER = "STABWATCH_RUN_FOLDER"
 """Folder for the run log, if one was given."""
 
+PREFLIGHT = "STABWATCH_PREFLIGHT"
+"""Folder for the run log of a program under `stabwatch preflight`, whatever the program says."""
+
 
 def add_to(environ: MutableMapping[str, str], config: Path | None, run_dir: str | None) -> None:
     """Make Python programs with this environment watched. run_dir: an absolute path, or an address."""

@@ -191,11 +191,17 @@ for _ in range(10**9):
 """
 
 
-def test_the_command(tmp_path, capfd):
+@pytest.mark.parametrize("attached", [False, True])
+def test_the_command(attached, tmp_path, capfd, monkeypatch):
+    """attached: the program calls `attach` itself, with a folder of its own. Its log is not there."""
+    monkeypatch.chdir(tmp_path)
     script = tmp_path / "train.py"
-    script.write_text(PROGRAM.format(".softmax(-1)"))
+    line = "import stabwatch; stabwatch.attach(model, optimizer, run_dir='mine', agent=True)\nfor _ in"
+    text = PROGRAM.format(".softmax(-1)")
+    script.write_text(text.replace("for _ in", line) if attached else text)
     done = CliRunner().invoke(app, ["preflight", "--timeout", "100", "--", sys.executable, str(script)])
     assert done.exit_code == 1 and "DoubleSoftmax" in done.output, done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
 
 
 def test_the_command_on_a_run_folder(tmp_path):

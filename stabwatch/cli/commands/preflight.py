@@ -73,6 +73,7 @@ def _started(command: list[str], folder: Path, steps: int, timeout: float) -> Pr
     settings.write_text("agent: false\nverbose: false\nevery_step: true\n", encoding="utf-8")
     variables = dict(os.environ)
     environment.add_to(variables, settings, str(run.absolute()))
+    variables[environment.PREFLIGHT] = str(run.absolute())
     program = subprocess.Popen(full_command(command), env=variables, start_new_session=True, stdout=STDERR)
     ends = time.monotonic() + timeout
     try:
