@@ -101,6 +101,7 @@ def page_head(
             "step": readings.step,
             "time": readings.time,
             **{name: last.get(SeriesKey(name)) for name in PACE},
+            "loss_broken": SeriesKey("loss") in last and last[SeriesKey("loss")] is None,
         },
         "diagnosis": plain(diagnosis.to_dict()),
         "layers": readings.layers,

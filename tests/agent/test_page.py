@@ -106,6 +106,17 @@ def test_the_page_follows_the_run_and_says_when_the_agent_is_gone(sick, start_ag
     assert "does not answer" in page.inner_text("#gone")
 
 
+def test_a_loss_that_is_not_finite_is_not_said_to_be_missing(new_log, start_agent, open_page):
+    log = new_log("broken")
+    log.write(range(20))
+    row = log.row(20)
+    log.put(row, "loss", "", "mean", sum=float("nan"))
+    log.folder.append(log.layout, 20, log.now(20), row)
+    page = open_page(start_agent(log.path).info()["url"])
+    until(lambda: "20" in page.inner_text("#facts"))
+    assert "not finite" in page.inner_text("#facts")
+
+
 def test_a_selected_layer_stays_selected(sick, start_agent, open_page):
     page = open_page(start_agent(sick.path).info()["url"])
     page.wait_for_selector(".uplot canvas")

@@ -31,6 +31,11 @@ function el(tag, className, ...children) {
   return node;
 }
 
+// Text in which `this` is code.
+function prose(text) {
+  return text.split("`").map((part, i) => (i % 2 ? el("code", "", part) : part));
+}
+
 function ago(seconds) {
   if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
@@ -55,7 +60,7 @@ function showHeader({ run, progress, now, above }) {
   const pace = progress.step_seconds;
   const items = [
     ["step", progress.step ?? "–"],
-    ["loss", number(progress.loss)],
+    ["loss", progress.loss_broken ? "not finite" : number(progress.loss)],
     ["pace", pace ? (pace < 1 ? `${number(1 / pace)} steps/s` : `${number(pace)} s/step`) : "–"],
     ["overhead", progress.overhead_ratio === null ? "–" : `${number(100 * progress.overhead_ratio)} %`],
     ["learning rate", number(progress.learning_rate)],
@@ -68,7 +73,7 @@ function showHeader({ run, progress, now, above }) {
 
 function list(title, items) {
   if (!items?.length) return null;
-  return el("div", "", el("h4", "", title), el("ul", "", ...items.map((text) => el("li", "", text))));
+  return el("div", "", el("h4", "", title), el("ul", "", ...items.map((text) => el("li", "", ...prose(text)))));
 }
 
 function showDiagnosis({ diagnosis, alerts, marks: fired }) {

@@ -15,7 +15,7 @@ Mark = tuple[int, str, str]
 """Step, severity, text."""
 Bar = tuple[str, str, int, int | None]
 """Name, severity, onset, end (None: to the end of the run)."""
-WIDTH, LEFT, HEIGHT = 720, 70, 210
+WIDTH, LEFT, HEIGHT = 720, 80, 210
 COLUMNS = 320
 DECADES = 30.0
 """Ratio of the largest to the smallest value from which the scale is logarithmic."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from stabwatch.alerts import Cause
@@ -21,11 +22,12 @@ h3{font-size:1rem;margin:20px 0 4px}.faint{color:var(--faint);font-size:.875rem}
 .critical{color:var(--critical)}.warning{color:var(--warning)}.info{color:var(--info)}.calm{color:var(--calm)}
 .verdict span{color:var(--fg)}ul{margin:6px 0;padding-left:22px}svg{display:block;width:100%;height:auto}
 .curve{fill:none;stroke:var(--line);stroke-width:1.6}svg text{fill:var(--faint);font-size:12px}.wide{overflow-x:auto}
+.chart{overflow:visible}code{font-size:.92em;background:var(--card);border-radius:3px;padding:0 .2em}
 table{border-collapse:collapse;font-size:.875rem;width:100%;overflow-wrap:normal}
 th{color:var(--faint);font-weight:500}th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--edge);
 vertical-align:top;font-variant-numeric:tabular-nums}a{color:var(--line)}
 .events td:last-child{min-width:20em}.events b{font-weight:600}
-@media(max-width:600px){.chart text{font-size:20px}.map{min-width:640px}.events thead{display:none}
+@media(max-width:600px){.chart text{font-size:18px}.map{min-width:640px}.events thead{display:none}
 .events tr{display:block;padding:8px 0;border-bottom:1px solid var(--edge)}.events td{display:inline;border:0;padding:0}
 .events td:not(:last-child)::after{content:" "}.events td:last-child{display:block;min-width:0}
 .events td[data-label]::before{content:attr(data-label) " ";color:var(--faint)}}
@@ -36,6 +38,11 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def safe(text: object) -> str:
     """Untrusted text as HTML text, without control characters and escape sequences."""
     return html.escape(clean(text))
+
+
+def prose(text: object) -> str:
+    """The same, of sentences in which `this` is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", safe(text))
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -50,7 +57,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 def verdict(text: str, severity: str) -> str:
     """The verdict at the top of the page."""
-    return f'<p class="verdict {safe(severity)}"><span>{safe(text)}</span></p>'
+    return f'<p class="verdict {safe(severity)}"><span>{prose(text)}</span></p>'
 
 
 def section(title: str, body: str) -> str:
@@ -60,7 +67,7 @@ def section(title: str, body: str) -> str:
 
 def bullets(lines: Sequence[str]) -> str:
     """A list."""
-    return f"<ul>{''.join(f'<li>{safe(line)}</li>' for line in lines)}</ul>" if lines else ""
+    return f"<ul>{''.join(f'<li>{prose(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -83,7 +90,7 @@ def events(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[object]]]
         made = []
         for place, (heading, cell) in enumerate(zip(headings, cells, strict=True)):
             label = f' data-label="{safe(heading)}"' if place in (0, 1, 3) else ""
-            text = f'<b class="{safe(severity)}">{safe(cell)}</b>' if place == 2 else safe(cell)
+            text = f'<b class="{safe(severity)}">{safe(cell)}</b>' if place == 2 else prose(cell)
             made.append(f"<td{label}>{text}</td>")
         body.append(f"<tr>{''.join(made)}</tr>")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

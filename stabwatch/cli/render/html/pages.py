@@ -33,7 +33,8 @@ def page(runs: Sequence[Analysis]) -> str:
 
 
 def _body(name: str, runs: Sequence[Analysis]) -> Iterator[str]:
-    yield f"<h1>stabwatch report: {markup.safe(name)}</h1>"
+    called = runs[0].run.meta.name if runs and runs[0].is_run_folder else ""
+    yield f"<h1>stabwatch report: {markup.safe(f'{called} · {name}' if called else name)}</h1>"
     if not runs:
         yield markup.verdict("No training record was found.", "warning")
     ordered = sorted(runs, key=lambda run: run.calm)

@@ -7,7 +7,9 @@ import shutil
 import pytest
 
 from stabwatch.cli.commands.analyze import analyses
+from stabwatch.cli.render.html import markup
 from stabwatch.cli.render.html.pages import page as html_page
+from stabwatch.runlog.labels import Labels, write_labels
 from tests.agent.conftest import new_log  # noqa: F401
 from tests.agent.test_page import HOSTILE, OPTIONS
 
@@ -78,3 +80,15 @@ def test_runs_in_one_file_are_lines_of_their_own(tmp_path, look):
     page = look(html_page(analyses(path)), 390, "light")
     assert page.locator("svg.chart polyline").count() == 3
     assert "RunRestarted" in page.locator("svg.map").first.inner_html()
+
+
+def test_a_report_has_the_name_of_the_run_and_code_in_its_sentences(new_log, look):  # noqa: F811
+    log = new_log("named")
+    write_labels(log.path, Labels("baseline <b>"))
+    log.write(range(60))
+    page = look(html_page(analyses(log.path)), 390, "light")
+    assert page.inner_text("h1") == "stabwatch report: baseline <b> · named"
+    lines = markup.bullets(["call `model.train()` <i>", "a ` alone", "`<b>`"])
+    assert lines == (
+        "<ul><li>call <code>model.train()</code> &lt;i&gt;</li><li>a ` alone</li><li><code>&lt;b&gt;</code></li></ul>"
+    )
