@@ -66,6 +66,11 @@ class RankHealth:
         return 5 * len(SPREADS) + REPLICA_FIELDS * len(self.spent)
 
     @property
+    def never_equal(self) -> bool:
+        """Were replicas not compared, as they were never equal?"""
+        return self.replicas and not self.coupled and self._past.never_equal
+
+    @property
     def absent(self) -> Row:
         """The fields of `cells` in a record of one rank alone."""
         return np.full(5 * len(SPREADS) + 2 + 3 * len(self.spent), np.nan)

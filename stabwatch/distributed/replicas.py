@@ -18,6 +18,8 @@ LEAST = 2.0**-24
 """The difference that is told of bits that differ where sums of squares do not show it."""
 CHANGES = 3
 """Replicas that have changed so often and were equal each time are kept equal to the bit."""
+LOOKS = 4
+"""Comparisons after which weights that were never equal are said to be that."""
 CLEAR = 3.0
 """Of two ranks that diverge, the faulty one is that whose weights moved this many times as far."""
 
@@ -75,6 +77,13 @@ class ReplicaPast:
         self._last = np.full((2, n), np.nan)
         self._odd = np.full(n, float(UNKNOWN))
         self._diverged = np.zeros(n, dtype=bool)
+        self._looks = 0
+
+    @property
+    def never_equal(self) -> bool:
+        """Were no weights equal on all ranks in any of several comparisons?"""
+        weights = self._equal_once[~self._buffers]
+        return self._looks >= LOOKS and len(weights) > 0 and not weights.any()
 
     def compare(self, fields: Row, coupled: bool) -> Row:
         """(places, 3): number of ranks that measured a place, the largest difference, and its rank.
@@ -82,6 +91,7 @@ class ReplicaPast:
         fields: (places, fields), the merged `replica_values`. coupled: something keeps weights equal from the start.
         """
         v = Values(fields)
+        self._looks += bool(v.several.any())
         kept = self._changes >= CHANGES
         told, still = self._told(v, coupled, kept)
         rank = np.where(v.pair, self._of_pair(v), v.odd)

@@ -80,6 +80,11 @@ LARGEST = (
 )
 STEPS_ALONE = "ranks step on their own between averages of the weights (local SGD): replicas differ by design"
 
+NEVER_EQUAL = (
+    "the weights were equal on all ranks in no step that was looked at, and nothing keeps them equal: ranks may train "
+    "different models. If they are to train one, start all of them from the same weights"
+)
+
 
 def left_out(names: Sequence[str]) -> str:
     """What a run says of parameters that belong to no module that `fully_shard` was called on."""
@@ -326,6 +331,10 @@ class SharedSteps:
         left.wait(LEAVING)
         part: HostPart = merged.extra
         health = merged.health if merged.covered > 1 else None
+        if taps.health.never_equal:
+            self._context.unmeasured(REPLICA, "", NEVER_EQUAL)
+        elif self._context.reasons.get(REPLICA, "") == NEVER_EQUAL:
+            self._context.reasons.withdraw(REPLICA, "")
         self._write(self._number(merged.step), lambda: merged.row, health, part, taps)
 
     def _changed(self, exchange: int, news: CoverageNews) -> None:

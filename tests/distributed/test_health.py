@@ -185,6 +185,17 @@ def test_ranks_that_nothing_is_known_to_join_are_compared_once_they_were_equal()
     assert np.isnan(a).all() and b[1] > 0.1
 
 
+@pytest.mark.parametrize("coupled", [True, False])
+def test_weights_that_were_never_equal_are_said_to_be_that(coupled):
+    layout = RecordLayout.build(WEIGHTS)
+    health = _health(coupled=coupled)
+    told = []
+    for step in range(6):
+        _rows(health, layout, [(1, 2), (3, 4)] if step < 5 else [(3, 3), (3, 3)])
+        told.append(health.never_equal)
+    assert told == [not coupled and 3 <= step < 5 for step in range(6)]
+
+
 def test_bits_that_no_sum_shows_are_told_of_weights_that_stay_equal_while_they_change():
     """Of three ranks with the rank; where only equal arithmetic keeps ranks equal, as rounding."""
     layout, found = RecordLayout.build(WEIGHTS), {}
