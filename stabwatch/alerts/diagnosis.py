@@ -27,11 +27,12 @@ logger = logging.getLogger("stabwatch")
 
 EXPLAINED = {
     "LossLostAtRateJump": ("LearningRateSpike",),
-    "NoUpdates": ("ZeroGradients", "LearningRateZero"),
+    "NoUpdates": ("ZeroGradients", "LearningRateZero", "UpdatesZero"),
+    "UpdatesZero": ("UpdatesLost",),
     "PartWithZeroGradient": ("ZeroGradients", "PartWithoutGradient", "RouterCollapse", "CodebookCollapse"),
     "GradientsThrownAway": ("ZeroGradients",),
     "WeightsDecayAway": ("WeightDecayTooLarge",),
-    "LayerStandsStill": ("ZeroGradients", "UpdatesLost", "UpdatesTooSmall"),
+    "LayerStandsStill": ("ZeroGradients", "UpdatesLost", "UpdatesTooSmall", "UpdatesZero"),
     "LossConstant": ("ZeroGradients", "LearningRateZero", "VanishingGradients", "VanishingOverDepth"),
     "AdamEpsilonTooLarge": ("VanishingOverDepth",),
     "LossDivergence": ("LossWithoutBound",),
@@ -41,6 +42,7 @@ EXPLAINED = {
     "NoBetterThanMean": ("WarmUpTooLong",),
     "NotLearning": ("WarmUpTooLong",),
     "BadBatch": ("Reinitialisation",),
+    "RepeatedBatches": ("InputsBecameAlike", "InputsConstant"),
     **dict.fromkeys(("LossSpike", "OddBatches"), ("DataNotShuffled",)),
     "LoneLosses": ("BadBatch", "DataNotShuffled"),
 }
@@ -49,7 +51,12 @@ _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SYMPTOMS = (*_LOSS, "NonFinite")
 _OF_LOSS = ("LossConstant", "LossLostAtRateJump", "LossStuck", "LossWithoutBound", "OddBatches")
 """Rules that speak of the loss itself."""
-_NO_GRADIENT = "ZeroGradients"
+_HABITS = {
+    "batch_repeated": " Nearly all steps were given the batch of the step before.",
+    "weights_written": " The program writes into the weights between nearly all steps.",
+}
+"""What a loop may do on purpose, and by mistake: told where nothing is wrong that a rule knows."""
+NEARLY_ALL = 0.95
 OUTCOMES = ("NotLearning", "NoBetterThanMean")
 """They say that nothing is learned, and not why: what else began before they were seen comes first."""
 _SPIKE_AFTER = "A loss spike"
@@ -153,7 +160,8 @@ def _calm(engine: Engine) -> str:
         return "Nothing has been recorded yet."
     steps = engine.data_changes
     what = f" The data changed, and the loss with them, at step {' and '.join(map(str, steps))}." if steps else ""
-    return f"Nothing left its normal range up to step {engine.last_step}.{what}"
+    habits = [text for signal, text in _HABITS.items() if engine.memory.share_of(signal) >= NEARLY_ALL]
+    return f"Nothing left its normal range up to step {engine.last_step}.{what}{''.join(habits)}"
 
 
 def _onset(groups: Sequence[_Group]) -> int:
@@ -278,7 +286,7 @@ def _cause(engine: Engine, group: _Group, place: int, watched: bool) -> Cause:
         name=group.name,
         title=title,
         since_step=group.onset if watched or group.detected is None else group.detected.first_step,
-        layers=group.layers or (engine.memory.without_gradient if group.name == _NO_GRADIENT else ()),
+        layers=group.layers or engine.memory.layers_of(group.name),
         evidence=tuple(evidence),
         remedy=declared.remedy if declared else (),
         references=declared.references if declared else (),

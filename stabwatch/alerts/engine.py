@@ -301,7 +301,9 @@ class Engine:
             return self._note_held_up(event)
         if event.kind == "unstepped" and self._unstepped is not None:
             what = str(event.data.get("what", ""))
-            self._history.append(alert := self._fire_run(self._unstepped, "critical", 0, event.time, what))
+            self._history.append(
+                alert := self._fire_run(self._unstepped, "critical", event.step or 0, event.time, what)
+            )
             return [alert]
         if event.kind != "end" or self._stopped is None:
             return []

@@ -19,10 +19,15 @@ from stabwatch.runlog import Event, SeriesKey
 
 _CONTEXT = (
     "loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale",
-    "rank_nonfinite_max", "rank_nonfinite_worst", "input_rms", "input_spread_ratio", "clip_limit",
+    "rank_nonfinite_max", "rank_nonfinite_worst", "input_rms", "input_spread_ratio", "input_alike_ratio",
+    "clip_limit", "token_loss",
 )  # fmt: skip
 _HIGHER = 1.2
 """A new peak of the update ratio is kept if it is higher by this factor, so that few are kept."""
+_TOLD, _FEWEST_TOLD = ("batch_repeated", "weights_written"), 64
+"""What a loop does in each step, and steps of which that is known from which on it is told."""
+_ONE = 1.001
+"""Stable rank below which a matrix is of rank one, but for rounding."""
 _JUMP = 2.0
 _JUMP_BACK = 10.0
 """Ratio to the point before from which a rate has jumped although the run has known a higher one: a restart."""
@@ -101,7 +106,32 @@ class RunContext:
         self._context_columns: dict[str, int] = {}
         self._bad_loss: int | None = None
         self._updates = self._peaks = self._bad = self._recurrent = self._norms = np.empty(0, dtype=np.int64)
+        self._stable = self._norms
         self._has_gradient: dict[str, bool] = {}
+        self._rank_one: dict[str, bool] = {}
+        self._told: dict[str, NDArray[np.int64]] = {name: np.zeros(2, dtype=np.int64) for name in _TOLD}
+        self._told_columns: list[tuple[str, int]] = []
+
+    def share_of(self, signal: str) -> float:
+        """In what share of the steps of which it is known `batch_repeated` or `weights_written` was so; 0 of few."""
+        so, known = self._told[signal].tolist()
+        return so / known if known >= _FEWEST_TOLD else 0.0
+
+    def _note_told(self, values: Array) -> None:
+        """Count what was so in records (n, series)."""
+        for name, column in self._told_columns:
+            found = values[:, column]
+            self._told[name] += (int((found > 0).sum()), int((found >= 0).sum()))
+
+    def layers_of(self, rule: str) -> tuple[str, ...]:
+        """The layers that a rule is about which speaks of the whole run, where they are known."""
+        return {"ZeroGradients": self.without_gradient, "UnitsAlike": self.of_rank_one}.get(rule, ())
+
+    @property
+    def of_rank_one(self) -> tuple[str, ...]:
+        """Layers that have a weight whose rows all have one direction, each time it was measured, in forward order."""
+        found = {name.rpartition(".")[0] for name, all_alike in self._rank_one.items() if all_alike}
+        return tuple(sorted(found, key=lambda layer: self.layer_order.get(layer, len(self.layer_order))))
 
     @property
     def without_gradient(self) -> tuple[str, ...]:
@@ -116,6 +146,14 @@ class RunContext:
             if norm >= 0:
                 layer = self._keys[column].layer
                 self._has_gradient[layer] = norm > 0 or self._has_gradient.get(layer, False)
+
+    def _note_stable_ranks(self, values: Array) -> None:
+        """Note which weights are of rank one in records (n, series)."""
+        most = np.fmax.reduce(values[:, self._stable], axis=0, initial=-math.inf)
+        for column, rank in zip(self._stable.tolist(), most.tolist(), strict=True):
+            if rank > 0:
+                name = self._keys[column].layer
+                self._rank_one[name] = rank < _ONE and self._rank_one.get(name, True)
 
     def last_update_before(self, step: int) -> int | None:
         """The last step before `step` of which the size of the update is known; None for none."""
@@ -138,6 +176,8 @@ class RunContext:
         self._peaks = _columns(keys, "activation_abs_max")
         self._bad = _columns(keys, "activation_nonfinite_total")
         self._norms = _columns(keys, "layer_gradient_norm")
+        self._stable = _columns(keys, "stable_rank")
+        self._told_columns = [(k.signal, i) for i, k in enumerate(keys) if k.signal in _TOLD and not k.layer]
         spectra = _columns(keys, "singular_value_max")
         recurrent = [c for c in spectra.tolist() if RECURRENT in keys[c].layer]
         self.recurrent_layers = frozenset(keys[c].layer.rpartition(".")[0] for c in recurrent)
@@ -152,6 +192,7 @@ class RunContext:
         self._largest_earlier, self.largest_rate = self.largest_rate or math.inf, 0.0
         self.recurrent.clear()
         self._has_gradient.clear()
+        self._rank_one.clear()
         self._rates, self.rate_at = 0, (0, math.nan)
 
     def note(self, event: Event) -> None:
@@ -183,6 +224,8 @@ class RunContext:
         self._first_gradient(values[None])
         self._inputs(values[None])
         self._note_gradients(values[None])
+        self._note_stable_ranks(values[None])
+        self._note_told(values[None])
         self._learning_rate(step, values)
         self._note_ranks(np.array([step]), values[None])
         for name, column in self._context_columns.items():
@@ -207,6 +250,8 @@ class RunContext:
         self._first_gradient(values)
         self._inputs(values)
         self._note_gradients(values)
+        self._note_stable_ranks(values)
+        self._note_told(values)
         start, followed = dict(self.context), self._learning_rates(steps, values)
         self._note_ranks(steps, values)
         for name, column in self._context_columns.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from stabwatch.alerts import rates
 from stabwatch.alerts.evidence import Evidence, Found, RootCause
 
@@ -9,6 +11,10 @@ SMALL_INPUT = 0.02
 """Pixels of 0 to 1 are at 0.3, those of 0 to 1 that are divided by 255 once more at 0.002."""
 LEAST_SPREAD = 0.05
 """How far samples are apart, over the size of the input: pixels are at 0.5 and more, scaled columns at 1."""
+ALL = 0.999
+"""Of the samples of a batch, that equal its first one."""
+REST, GROWN = 0.5, 1.5
+"""Share of the loss that its cross-entropy is below, and the rest over all of the loss before: another term grows."""
 CUT = 100.0
 """Gradient norm over the limit of clipping: far more than a usual gradient is cut."""
 GREW = 20.0
@@ -25,7 +31,7 @@ def _large_inputs(e: Evidence) -> Found | None:
     size = e.context.get("input_rms", 0.0)
     shown = e.of(
         "InitialLossTooHigh", "UpdateTooLarge", "ActivationOutlierGrowth", "LossDivergence", "NonFinite",
-        "NotLearning", "NoBetterThanMean", "OutputsConstant",
+        "NotLearning", "NoBetterThanMean", "OutputsConstant", "SaturatedFromStart",
     )  # fmt: skip
     first = e.memory.first_step
     if size < LARGE_INPUT or first is None or not shown or e.onset > first + e.recent:
@@ -87,6 +93,41 @@ def _inputs_hidden(e: Evidence) -> Found | None:
     )
 
 
+def _inputs_constant(e: Evidence) -> Found | None:
+    """The samples of a batch have become all the same, and the loss has jumped or climbed since."""
+    alerts = e.of("LossSpike", "LossShift", "LossDivergence", "VanishingOverDepth")
+    if not alerts or e.of("InputsConstant") or not e.memory.context.get("input_alike_ratio", 0.0) > ALL:
+        return None
+    return Found(
+        alerts[0].onset,
+        (
+            "All samples of a batch are the same by now: there is nothing to tell them apart by.",
+            f"Step {alerts[0].step}: {alerts[0].description}",
+        ),
+        confidence=0.8,
+    )
+
+
+def _term_grows(e: Evidence) -> Found | None:
+    """The loss has climbed, and most of it is not the cross-entropy that it is made of as well."""
+    alerts, now = e.of("LossShift", "LossDivergence"), e.memory.context
+    loss, tokens = now.get("loss", 0.0), now.get("token_loss", 0.0)
+    if not alerts or e.of("TargetsRunAway", "LossWithoutBound", "NonFinite") or not 0 < tokens < REST * loss < math.inf:
+        return None
+    before = alerts[0].context.get("loss_at_onset", math.inf)
+    if loss - tokens < GROWN * before:
+        return None
+    return Found(
+        alerts[0].onset,
+        (
+            f"The loss is {loss:.4g} by now, of which the cross-entropy is {tokens:.4g}: the rest is another term. "
+            f"Before the onset all of the loss was {before:.4g}.",
+            f"Step {alerts[0].step}: {alerts[0].description}",
+        ),
+        confidence=0.8,
+    )
+
+
 def _clipped_too_hard(e: Evidence) -> Found | None:
     limit, norm = (e.context.get(name, 0.0) for name in ("clip_limit", "gradient_norm_before_clip"))
     alerts = e.of("UpdatesTooSmall")
@@ -120,6 +161,15 @@ def _warm_up_too_long(e: Evidence) -> Found | None:
 
 OF_SIZES: tuple[RootCause, ...] = (
     RootCause(
+        "InputsBecameAlike",
+        "All samples of a batch have become the same",
+        _inputs_constant,
+        (
+            "Print a batch: is it zero, or one sample many times? Look at what changed in the loader at that step.",
+            "Look for a failed read, a mask or a scaling that covers all of the input.",
+        ),
+    ),
+    RootCause(
         "InputsNotScaled",
         "The inputs are not scaled",
         _inputs_not_scaled,
@@ -129,6 +179,15 @@ OF_SIZES: tuple[RootCause, ...] = (
             "Or put a normalisation in front of the first layer.",
         ),
         ("LeCun et al. 1998, Efficient BackProp",),
+    ),
+    RootCause(
+        "LossTermGrows",
+        "Another term of the loss grows",
+        _term_grows,
+        (
+            "Log each term of the loss by itself, and find the one that grows.",
+            "Does its weight grow by a schedule? Does what it compares with run away (a copy, a running mean)?",
+        ),
     ),
     RootCause(
         "WarmUpTooLong",

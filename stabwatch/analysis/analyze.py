@@ -21,6 +21,7 @@ from stabwatch.analysis.readers.log import Column, LogRun
 from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.analysis.run_curves import RunCurves
 from stabwatch.analysis.sources import open_source
+from stabwatch.analysis.standstill import standstill
 from stabwatch.analysis.summaries import SeriesSummary, Summaries
 from stabwatch.analysis.units import WORDS, diagnosis_in_units, in_units
 from stabwatch.errors import RunLogError
@@ -190,6 +191,11 @@ def analyze_source(
     diagnosis = diagnosis_in_units(diagnosis, view.step_unit)
     if foreign is not None and not diagnosis.causes:
         diagnosis = Diagnosis(calm_verdict(view))
+    if watched and not diagnosis.causes:
+        diagnosis = Diagnosis(
+            diagnosis.verdict
+            + standstill(view, engine.memory.context, bool(engine.data_changes or engine.fresh_starts))
+        )
     if watched and not summaries.records:
         never = tuple(cause for cause in diagnosis.causes if cause.name == "OptimizerNeverSteps")
         diagnosis = Diagnosis(silent_verdict(coverage), never)

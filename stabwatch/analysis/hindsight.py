@@ -36,6 +36,9 @@ SAME: dict[str, tuple[str, ...]] = {
 _LOSS = ("LossSpike", "LossShift", "LossDivergence", "LossLostAtRateJump")
 _WITH_DATA = ("LossSpike", "LossShift", "LossDivergence", "LossPlateau", "Reinitialisation", "GradientNormExplosion")
 """What a change of the data explains."""
+_WRITTEN = ("WeightsReplaced", "WeightsChangedOutsideStep", "OptimizerStateLost")
+AFTER_WRITE = 4
+"""Steps after a write by which a rule has seen what it did to the loss."""
 _RISES = ("LossDivergence", "LossPlateau")
 """Those of a level, whose beginning is the best level before the rise."""
 PART = 16
@@ -80,6 +83,7 @@ def in_hindsight(
     with np.errstate(all="ignore"):
         detected = [_explained(one, data_changes, TOGETHER * spacing, found) for one in detect_in(found)]
         detected = [_begun_anew(one, fresh_starts, TOGETHER * spacing) for one in detected]
+        detected = [_supported(one, by_rules, TOGETHER * spacing, watched) for one in detected]
         merged = _merged(detected, by_rules, TOGETHER * spacing, found)
     return Hindsight(tuple(merged), spacing)
 
@@ -129,6 +133,18 @@ def _begun_anew(incident: Incident, fresh_starts: Sequence[int], margin: float) 
         return incident
     text = f"{incident.text} The optimizer has no state at step {at} either: the program starts over."
     return replace(incident, severity="info", text=text)
+
+
+def _supported(incident: Incident, by_rules: Sequence[Incident], margin: float, watched: bool) -> Incident:
+    """A watched run shows whether weights were written, or an optimizer begins again: else no training starts over."""
+    if not watched or incident.condition != "Reinitialisation":
+        return incident
+    near = [i for i in by_rules if abs(i.first_step - incident.first_step) <= margin + AFTER_WRITE]
+    if any(i.condition in _WRITTEN for i in near):
+        return incident
+    text = incident.text.partition(" while the step counter")[0]
+    text += ". No rule has told of other weights, or of an optimizer without its state."
+    return replace(incident, condition="LossDivergence", confidence="likely", text=text)
 
 
 def _risen_with_data(incident: Incident, data_changes: Sequence[int], segment: RunSegment | None) -> int | None:

@@ -284,7 +284,7 @@ class Event:
     (`step` and, where known, `indices`, `fingerprint`, `first` token ids, `shape`, `dtype`); 'guard' what a
     guard did; 'change' the `what` of a change announced for this step, and it comes before its record (`seen`: a
     change of the model, which the watch has seen itself);
-    'unstepped', at the end of a run without any step, `what` in words;
+    'unstepped' where gradients are computed and no optimizer steps (any more), `what` in words;
     'nonfinite' where a value that is not finite was made: `place` ('data', 'weights', 'forward', 'loss', 'gradient',
     'update', 'buffer' or 'unknown'), step `since`, `layers`, `after`, `loss` of that step ('nan', 'inf'), `batches`;
     'ranks' says that records from step `since` on cover `covered` of `world` ranks, and which are `missing` (`rank` and

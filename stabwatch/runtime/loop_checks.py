@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from stabwatch.hooks.base.run_accumulators import THROWN, UNITS, RunAccumulators
+from stabwatch.hooks.base.run_accumulators import THROWN, UNCHANGED, UNITS, RunAccumulators
 from stabwatch.hooks.base.tensors import local
 from stabwatch.runtime.rewrites import Rewrites
 
@@ -19,6 +19,30 @@ WITNESSES = 8
 """Parameters of an optimizer whose gradients are looked at: the smallest ones of as many parts of the model."""
 FEWEST_PASSES = 3
 """Backward passes of a step from which on they are micro-batches: two are a step that looks ahead (SAM)."""
+
+
+class Modes:
+    """Which layers with dropout or batch norm are in evaluation mode, of those that were in the other one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [
+            (module, parent)
+            for parent in model.modules()
+            for module in parent.children()
+            if parent is not model and _has_modes(module)
+        ]
+        self._count = sum(map(_has_modes, model.modules()))
+        self._trained: set[int] = set()
+
+    def evaluating(self) -> float:
+        """Their share of all, where the part that they are in is in evaluation mode too, and has what is trained."""
+        found = 0
+        for module, parent in self._layers:
+            if module.training:
+                self._trained.add(id(module))
+            elif not parent.training and id(module) in self._trained:
+                found += any(p.requires_grad for p in parent.parameters())
+        return found / self._count if found else 0.0
 
 
 class LoopChecks:
@@ -38,6 +62,7 @@ class LoopChecks:
         self._found: list[Tensor | float] = []
         """Shares of the gradients that were there when each of them but the first began."""
         self._sampled = False
+        self._modes, self._evaluating = Modes(model), 0.0
         self._last: list[Tensor | None] = []
         self.rewrites = Rewrites()
 
@@ -97,8 +122,8 @@ class LoopChecks:
                 self._kept[optimizer] = 0.0
         self._told.clear()
 
-    def before_step(self, optimizer: Any, run: RunAccumulators) -> None:
-        """An optimizer is about to step: note what can be seen then.
+    def before_step(self, optimizer: Any, run: RunAccumulators, reached: bool) -> None:
+        """An optimizer is about to step: note what can be seen then. reached: by a backward pass, in this step.
 
         Some of its parameters are looked at from the next step on.
         """
@@ -107,6 +132,7 @@ class LoopChecks:
             run.update_rewritten(changed)
         if thrown is not None:
             run.note(THROWN, thrown)
+        self.rewrites.before_step(optimizer, reached)
         if optimizer in self._witnesses:
             self._told[optimizer] = self._kept.pop(optimizer, None)
             return
@@ -119,11 +145,25 @@ class LoopChecks:
         if parts:
             self._witnesses[optimizer] = [min(part, key=nn.Parameter.numel) for part in parts]
 
-    def evaluating(self) -> bool:
-        """Is the model in evaluation mode, though that changes what it computes (dropout, batch norm)?"""
-        if self._model.training:
-            return False
-        return any(_has_modes(module) for module in self._model.modules())
+    def after_step(self, run: RunAccumulators, rate: float) -> None:
+        """It has stepped, at this rate: has that changed anything?"""
+        self.rewrites.stepped()
+        unchanged = self.rewrites.after_step()
+        if unchanged is not None and rate != 0:
+            run.note(UNCHANGED, unchanged)
+
+    def evaluating(self, look: bool = False) -> float:
+        """Share of the layers that compute something else in evaluation mode (dropout, batch norm) and are in it.
+
+        In a model in training mode those count that were trained in training mode before, in a part that is in
+        evaluation mode as a whole and is trained: who freezes batch norm alone leaves the layers beside it as they are.
+        look: at the parts, again.
+        """
+        if not self._model.training:
+            return float(any(_has_modes(module) for module in self._model.modules()))
+        if look:
+            self._evaluating = self._modes.evaluating()
+        return self._evaluating
 
     def lost_state(self, optimizer: Any) -> bool:
         """Asked before each step: has an optimizer of this class had a state of these parameters, and has none now?"""

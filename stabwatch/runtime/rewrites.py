@@ -16,6 +16,12 @@ MATRICES, NUMBERS, ROWS = 8, 64, 64
 
 Then rows that are compared with each other, by as many numbers.
 """
+FLAT = 1e-4
+"""Largest gradient over the largest weight, of those that are looked at, below which a loss has come to its end."""
+WITNESSES = 3
+"""Of the matrices, those that are looked at around a step."""
+EACH = 17
+"""Steps of an optimizer between two at which its writes are looked at; odd, as it may write in each fourth of them."""
 
 
 class Rewrites:
@@ -26,8 +32,48 @@ class Rewrites:
         self._counted: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
         """Of these, those whose writes autograd counts."""
         self._kept: tuple[list[nn.Parameter], Tensor] | None = None
+        self._stepping: tuple[list[nn.Parameter], Tensor, Tensor] | None = None
+        self._taken: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.versions: list[tuple[nn.Parameter, int]] = []
         """Of the matrices after the last step of an optimizer; empty once a forward has begun."""
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Any, reached: bool) -> None:
+        """An optimizer is about to step: in each 17th of its steps keep numbers of its matrices, and of gradients.
+
+        reached: a backward pass has reached the model, so that there should be gradients.
+        """
+        self._stepping = None
+        taken = self._taken[optimizer] = self._taken.get(optimizer, 0) + 1
+        if taken % EACH:
+            return
+        every = self._matrices.get(optimizer, [])
+        every = every[:: max(1, -(-len(every) // WITNESSES))]
+        held = [p for p in every if p.grad is not None and is_plain(local(p.grad))]
+        gone = reached and not held and all(p.grad is None for p in every)
+        held = every if gone else held
+        mine = [p for p in held if p.device == held[0].device]
+        if mine:
+            gradients = [p.grad for p in mine if p.grad is not None]
+            kept = _numbers(mine)
+            steep = kept.new_ones((), dtype=torch.bool)
+            if not gone:
+                steep = _numbers(gradients).abs().amax() > FLAT * kept.abs().amax()
+            self._stepping = mine, kept, steep
+
+    @torch.no_grad()
+    def after_step(self) -> Tensor | None:
+        """It has stepped: float32 (), 1 if none of these numbers has changed, else 0.
+
+        Also 0 where gradients are next to nothing: a loss that has come to its end has none.
+        """
+        if self._stepping is None:
+            return None
+        (matrices, before, steep), self._stepping = self._stepping, None
+        now = _numbers(matrices)
+        if now.shape != before.shape or now.device != before.device:
+            return None
+        return ((now == before).all() & steep).float()
 
     def stepped(self) -> None:
         """An optimizer has stepped: what is written from now on was not written by it."""
@@ -87,7 +133,7 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
 
 
 @torch.no_grad()
-def _numbers(matrices: Sequence[nn.Parameter]) -> Tensor:
+def _numbers(matrices: Sequence[Tensor]) -> Tensor:
     """float32 (n,), a copy: numbers of each matrix, evenly spread."""
     flat = [local(p.detach()).reshape(-1) for p in matrices]
     return torch.cat([x[:: x.numel() // NUMBERS | 1].float() for x in flat])

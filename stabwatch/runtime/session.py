@@ -290,6 +290,11 @@ class Session(SessionRanks):
         if last and (what := self._silence.unstepped(self._loss.trained.ever)):
             self._writer.event("unstepped", self.step, what=what)
 
+    def _say_ceased(self, waited: int) -> None:
+        """Say that the program computes gradients and steps no more, once."""
+        if self._sent and (what := self._silence.ceased(waited, self._host.passes, self._model.training)):
+            self._event("unstepped", self.step, what=what)
+
     def _model_followed(self, what: str) -> None:
         self._reports.model_followed()
         self._shared.follow(self._use)

@@ -13,6 +13,8 @@ PATIENCE = 10
 """Steps of optimizers, or training forwards of the model, by which there should be a record."""
 MANY = 64
 """Training forwards without a step that are no accumulation of gradients, where they are all of a run."""
+PART, USUAL = 0.25, 16
+"""Forwards since the last step, as a share of all, and over those of a usual step: the program steps no more."""
 KEY = "stabwatch"
 """Under which the graph of the first forward holds something of ours, to show that it is still kept."""
 NAMED = 3
@@ -32,6 +34,8 @@ class Silence:
         """Optimizers that have held parameters of the model."""
         self.forwards = 0
         """Training forwards of the model."""
+        self._ceased = False
+        self._others_then = 0
 
     def stepped(self, optimizer: Any, own: bool, reached: bool) -> bool:
         """An optimizer steps; `own`: it holds parameters of the model. Returns whether its step is one of this model.
@@ -42,6 +46,7 @@ class Silence:
         if own:
             self._steppers.add(optimizer)
             self._own[id(optimizer)] += 1
+            self._others_then = self._others.total()
             return True
         self._others[type(optimizer).__name__] += 1
         return reached and optimizer in self._steppers
@@ -62,6 +67,24 @@ class Silence:
             stepped = _times(self._others.total(), "step")
             return f"{after}, {stepped} of optimizers that hold none of them were seen: another model is stepped."
         return f"{after}, no optimizer has stepped."
+
+    def ceased(self, waited: int, passes: int, training: bool) -> str:
+        """What to say, once, of a program that computes gradients and no longer steps; '' otherwise.
+
+        waited, passes: forwards and backward passes since the last step. training: the model is in training mode, so
+        that these are no gradients that a program looks at after its training. Not where another model is stepped.
+        """
+        steps = max(self._own.values(), default=0)
+        if self._ceased or not steps or not training or min(waited, passes) < MANY:
+            return ""
+        usual = (self.forwards - waited) / steps
+        if waited < max(PART * self.forwards, USUAL * usual) or self._others.total() > self._others_then:
+            return ""
+        self._ceased = True
+        return (
+            f"{_times(waited, 'training forward')} of {self._model}, and backward passes to its parameters, came after "
+            f"the last step of an optimizer; a step had {usual:.2g} before."
+        )
 
     @property
     def long(self) -> bool:

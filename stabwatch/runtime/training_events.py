@@ -112,6 +112,10 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         """There should have been a record by now."""
         raise NotImplementedError
 
+    def _say_ceased(self, waited: int) -> None:
+        """There should have been a step by now."""
+        raise NotImplementedError
+
     def replaced(self) -> None:
         """Another watch takes over the model."""
         raise NotImplementedError
@@ -168,6 +172,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self._host.written = float(self._asked(self._checks.rewrites.written))
         if self._since_step > UNSTEPPED:
             self._loss.following = True
+            self.isolation.run("clock", "always", self._say_ceased, self._since_step - 1)
         self._loss.forward_begins()
         self._work.forward_begins()
         self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
@@ -257,7 +262,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         self._host.passes += 1
         self._order.pass_ended()
         if self.flags.open:
-            self._host.evaluating = float(self._checks.evaluating())
+            self._host.evaluating = self._checks.evaluating(self.flags.looks or self.flags.sampled)
             if self._clock.inside is None:
                 self.isolation.run("checks", "always", self._checks.pass_ended)
         if self._clock.inside is not None:
@@ -309,7 +314,8 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self._repeated = True
             self._end_step()
         self._host.resets += self._asked(self._checks.lost_state, optimizer)
-        self.isolation.run("checks", "always", self._checks.before_step, optimizer, self.context.run)
+        reached = self._host.passes > 0
+        self.isolation.run("checks", "always", self._checks.before_step, optimizer, self.context.run, reached)
         if self._order.scaler is not None:
             self.isolation.run("checks", "always", self._note_scaled, optimizer)
         closure = has_closure(args, kwargs)
@@ -328,7 +334,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         self._dispatcher.after(optimizer)
         self._loss.stepped()
         self._order.stepped()
-        self.isolation.run("checks", "always", self._checks.rewrites.stepped)
+        self.isolation.run("checks", "always", self._checks.after_step, self.context.run, self._host.learning_rate)
         if self._clock.stepped(optimizer, in_backward()):
             self._end_step()
         else:

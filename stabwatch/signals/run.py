@@ -84,7 +84,8 @@ SIGNALS = (
     ),
     _host(
         "evaluation_mode_ratio",
-        "Whether the step of a model with dropout or batch norm was trained in evaluation mode: 1, or 0.",
+        "Share of the layers with dropout or batch norm in evaluation mode in training: 1 after `model.eval()`, else "
+        "of parts left in it.",
         "ratio",
     ),
     _host(
@@ -172,6 +173,17 @@ SIGNALS = (
     _host(
         "units_alike_ratio",
         "Share of some weight matrices whose rows are all the same and not zero, before the optimizer's first step.",
+        "ratio",
+    ),
+    _host(
+        "logits_scrambled_ratio",
+        "Whether `view` gave logits of `cross_entropy` the shape that `transpose` should have given them: 1, or 0.",
+        "ratio",
+    ),
+    _host(
+        "weights_unchanged_ratio",
+        "Whether a step left all weights the same, though a backward pass had come: 1, or 0; 0 also where gradients "
+        "were next to 0.",
         "ratio",
     ),
     _host(

@@ -22,7 +22,7 @@ NO_RULE = {
         "group_gradient_norm", "gradient_fp16_headroom", "attention_logit_head",
         "attention_logit_upper", "attention_logit_upper_head", "attention_z", "attention_entropy_min",
         "attention_entropy_head", "output_logit_z", "output_logit_max", "output_rms", "activation_peak_ratio",
-        "activation_fp16_headroom", "activation_saturated_ratio", "branch_trunk_ratio", "activation_gradient_rms",
+        "activation_fp16_headroom", "branch_trunk_ratio", "activation_gradient_rms",
         "activation_gradient_abs_max", "loop_output_rms", "loop_step_ratio", "loop_growth", "step_to_radius_ratio",
         "step_to_radius_mean_ratio", "step_to_radius_median_ratio", "step_to_radius_p99_ratio",
         "taylor_radius", "router_overflow_ratio", "expert_load_ratio",

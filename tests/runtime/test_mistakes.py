@@ -89,7 +89,9 @@ def test_units_that_begin_alike_are_told(weight, tmp_path):
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     for p in model.parameters() if weight is not None else ():
         nn.init.constant_(p, weight)
-    assert ("UnitsAlike" in _named(tmp_path, model, _guess, 4)) == (weight == 0.01)
+    assert ("UnitsAlike" in _named(tmp_path, model, _guess, 70)) == (weight == 0.01)
+    layers = [cause.layers for cause in analyze(tmp_path / "run").diagnosis.causes if cause.name == "UnitsAlike"]
+    assert layers == ([("0", "2")] if weight == 0.01 else [])
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,163 @@ def test_an_optimizer_of_another_model_is_told(tmp_path):
     found = analyze(watch.run_dir)
     assert [cause.name for cause in found.diagnosis.causes] == ["OptimizerNeverSteps"]
     assert "another model is stepped" in found.alerts[0].description and found.exit_code == 1
+
+
+@pytest.mark.parametrize("case", ["goes on", "evaluated", "looked at", "stopped", "another model"])
+def test_a_program_that_steps_no_more_is_told(case, tmp_path):
+    """Gradients of a model in evaluation mode are looked at, and those of a game are another model's."""
+    model, other = nn.Linear(6, 2), nn.Linear(6, 2)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other)]
+    watch = stabwatch.attach(model, optimizers[0], run_dir=tmp_path / "run", agent=False, verbose=False)
+    for step in range(160):
+        if step == 40:
+            model.train(case != "looked at")
+        with torch.set_grad_enabled(step < 40 or case != "evaluated"):
+            loss = _guess(model) + _guess(other)
+        if loss.requires_grad:
+            loss.backward()
+        if case == "another model":
+            optimizers[1].step()
+        if step < 40 or case == "goes on":
+            optimizers[0].step()
+            optimizers[0].zero_grad()
+    watch.detach()
+    found = analyze(watch.run_dir)
+    told = [(alert.rule, alert.onset) for alert in found.alerts if alert.rule == "OptimizerNeverSteps"]
+    assert told == ([("OptimizerNeverSteps", 40)] if case == "stopped" else []) and not found.errors
+
+
+@pytest.mark.parametrize("case", ["kept", "each fourth step", "no rate", "no gradient", "set to none"])
+def test_steps_that_change_nothing_are_told(case, tmp_path):
+    """Not where gradients are zero: a loss that has come to its end has none."""
+
+    class Writes(torch.optim.SGD):
+        taken = 0
+
+        def step(self, closure=None):
+            self.taken += 1
+            held = [p for group in self.param_groups for p in group["params"]]
+            before = [p.detach().clone() for p in held]
+            if case == "set to none" and self.taken > 40:
+                self.zero_grad()
+            super().step(closure)
+            if (case == "kept" and self.taken > 40) or (case == "each fourth step" and self.taken % 4):
+                for p, old in zip(held, before, strict=True):
+                    p.data.copy_(old)
+
+    def loss(m):
+        return _guess(m) * (case != "no gradient")
+
+    def make(parameters, lr):
+        return Writes(parameters, lr=lr * (case != "no rate"))
+
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+    named = _named(tmp_path, model, loss, 160, make=make)
+    assert ("UpdatesZero" in named) == (case in ("kept", "set to none"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "lbfgs"])
+def test_a_loss_that_has_come_to_its_end_is_not_one_whose_steps_change_nothing(kind, tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 2), torch.randn(40, 3)
+    target = x @ torch.randn(3, 2)
+    make = {"plain": torch.optim.SGD, "lbfgs": torch.optim.LBFGS}[kind]
+    optimizer = make(model.parameters(), lr=0.3)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), target)
+        loss.backward()
+        return loss
+
+    for _ in range(400):
+        optimizer.step(closure)
+    watch.detach()
+    found = analyze(watch.run_dir)
+    assert "UpdatesZero" not in {alert.rule for alert in found.alerts} and not found.errors
+
+
+@pytest.mark.parametrize("case", ["part", "norms alone", "frozen", "from the start", "back again"])
+def test_a_part_that_is_left_in_evaluation_mode_is_told(case, tmp_path):
+    encoder = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh())
+    model = nn.Sequential(encoder, nn.Linear(16, 16), nn.Dropout(0.1), nn.Linear(16, 2))
+    calls = 0
+    if case == "from the start":
+        encoder.eval()
+
+    def loss(m):
+        nonlocal calls
+        calls += 1
+        if calls == 40 and case != "from the start":
+            (encoder[1] if case == "norms alone" else encoder).eval()
+            encoder.requires_grad_(case != "frozen")
+        if calls == 41 and case == "back again":
+            encoder.train()
+        return _guess(m)
+
+    assert ("EvalModeInTraining" in _named(tmp_path, model, loss, 120)) == (case == "part")
+
+
+@pytest.mark.parametrize(
+    ("lay", "told"),
+    [
+        (lambda z: z.reshape(4, 3, 5), True),
+        (lambda z: z.view(4, 3, 5).double(), True),
+        (lambda z: z.transpose(1, 2), False),
+        (lambda z: z.permute(0, 2, 1).contiguous(), False),
+        (lambda z: z.transpose(1, 2).reshape(4, 3, 5, 1), False),
+    ],
+    ids=["reshape", "view and a cast", "transpose", "permute", "another dimension"],
+)
+def test_a_view_in_place_of_a_transpose_is_told(lay, told, tmp_path):
+    def loss(m):
+        logits = lay(m(torch.randn(4, 5, 6)))
+        return F.cross_entropy(logits, torch.randint(3, (4, *logits.shape[2:])))
+
+    assert ("LogitsScrambled" in _named(tmp_path, nn.Linear(6, 3), loss, 40)) == told
+
+
+def test_samples_that_become_all_the_same_are_the_cause_of_a_jump(tmp_path):
+    """The loss comes back to where it began, and no training starts over."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for step in range(240):
+        x = torch.randn(32, 12)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x * (step < 120)), x[:, :8].argmax(1)).backward()
+        optimizer.step()
+    watch.detach()
+    found = analyze(watch.run_dir).diagnosis
+    assert found.causes[0].name == "InputsBecameAlike" and "starts from scratch" not in found.verdict
+
+
+def test_a_term_of_the_loss_that_grows_is_told_beside_its_cross_entropy(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 8))
+    calls = 0
+
+    def loss(m):
+        nonlocal calls
+        calls += 1
+        x = torch.randn(32, 12)
+        return F.cross_entropy(m(x), x[:, :8].argmax(1)) + 1e-2 * max(calls - 80, 0) ** 2
+
+    assert "LossTermGrows" in _named(tmp_path, model, loss, 200)
+
+
+def test_probabilities_are_told_beside_mixed_labels(tmp_path):
+    def loss(m, softmax):
+        x = torch.randn(16, 6)
+        labels = F.one_hot((x[:, 0] > 0).long(), 2).float()
+        out = m(x)
+        return F.cross_entropy(out.softmax(1) if softmax else out, 0.7 * labels + 0.3 * labels.flip(0))
+
+    for softmax in (True, False):
+        named = _named(tmp_path / str(softmax), nn.Linear(6, 2), lambda m, softmax=softmax: loss(m, softmax), 40)
+        assert ("DoubleSoftmax" in named) == softmax
 
 
 def test_what_the_program_writes_into_weights_is_seen(tmp_path):

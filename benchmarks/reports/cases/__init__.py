@@ -10,6 +10,9 @@ from benchmarks.reports.cases import (
     fresh_data,
     fresh_setup,
     gradients,
+    guises_again,
+    guises_loops,
+    guises_values,
     later,
     loop,
     losses,
@@ -27,8 +30,9 @@ from benchmarks.reports.cases import (
 
 __all__ = [
     "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "fresh_data", "fresh_setup",
-    "gradients", "later", "loop", "losses", "nonfinite", "policy", "precision", "siblings_again", "siblings_loops",
-    "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
+    "gradients", "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "nonfinite", "policy",
+    "precision",
+    "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)

@@ -355,7 +355,7 @@ def places_all_zero(trial: Trial) -> None:
 @report(
     source="A sibling of the targets that run away: a table of a text model's weights is tied to nothing",
     mechanism="The loss is given the logits of the last position for the tokens of all positions: they do not fit.",
-    causes=("TargetsUnpaired", "NotLearning", "TargetsNotShifted"),
+    causes=("LogitsScrambled", "TargetsUnpaired", "NotLearning", "TargetsNotShifted"),
     check=loss_hurt,
     steps=400,
     shown_by="the loss stays where the frequencies of the signs are learned",

@@ -13,9 +13,11 @@ def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
         PlainFeature("gradients_thrown_ratio"),
+        PlainFeature("weights_unchanged_ratio"),
         LastingFeature("weight_decay_ratio", above=DECAY),
         PlainFeature("units_alike_ratio"),
         PlainFeature("samples_mixed_ratio"),
+        PlainFeature("logits_scrambled_ratio"),
         PlainFeature("target_unreachable_ratio"),
     )
 
@@ -34,6 +36,28 @@ RULES: tuple[Rule, ...] = (
         source="all, in steps of three backward passes and more, at four points; where the program itself puts "
         "gradients in their place (one for each sample, or for each task) nothing is said",
         remedy=("Call `optimizer.zero_grad()` once for each `optimizer.step()`, not once for each batch.",),
+        fact=True,
+    ),
+    Rule(
+        name="UpdatesZero",
+        title="The optimizer steps, and nothing changes",
+        family="weights_unchanged_ratio",
+        summary="The optimizer steps, and the weights stay the same: nothing is learned any more.",
+        description="All weights that were looked at are the same after the step as before, at a learning rate that is "
+        "not 0 and after a backward pass that reached them.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("weights_unchanged_ratio", above=0.99),), for_points=4),
+        ),
+        abnormal=(Condition("weights_unchanged_ratio", above=0.99),),
+        source="up to 64 numbers of each of three matrices, to the bit, at four points 17 steps apart: an optimizer "
+        "that collects gradients of several steps changes them in one of those",
+        remedy=(
+            "Are gradients set to zero, or to None, between `backward` and `step`?",
+            "Look at the optimizer's state: a second moment that has become infinite, or huge after one enormous "
+            "gradient, divides all later steps to nothing.",
+            "Does the program put old weights back after each step, or multiply updates by a mask or a factor of 0?",
+            "In bfloat16 and float16: keep float32 weights in the optimizer, as small steps are rounded away.",
+        ),
         fact=True,
     ),
     Rule(
@@ -87,6 +111,25 @@ RULES: tuple[Rule, ...] = (
         remedy=(
             "Give the layer `batch_first=True`, or its input as (sequence, batch, features).",
             "Test it: the output of a sample must be the same whatever the other samples are.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="LogitsScrambled",
+        title="Classes and places of the logits are mixed up",
+        family="logits_scrambled_ratio",
+        summary="`view` or `reshape` stands where `transpose` is meant: a logit is taken for that of another class at "
+        "another place.",
+        description="The logits were (batch, places, classes), and were given to `cross_entropy` as (batch, classes, "
+        "places) by a `view`, which leaves the numbers in their order.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("logits_scrambled_ratio", above=0.5),), for_points=2),
+        ),
+        abnormal=(Condition("logits_scrambled_ratio", above=0.5),),
+        source="any: the sizes of two dimensions are exchanged, and the numbers are not",
+        remedy=(
+            "Use `logits.transpose(1, 2)` or `permute`.",
+            "Or flatten both: `logits.flatten(0, 1)` and `targets.flatten()`.",
         ),
         fact=True,
     ),

@@ -16,16 +16,18 @@ RULES: tuple[Rule, ...] = (
         name="OptimizerNeverSteps",
         title="No optimizer steps the model",
         family="unstepped",
-        summary="Gradients are computed again and again, and no optimizer ever steps the parameters: nothing is "
-        "learned.",
+        summary="Gradients are computed again and again, and no optimizer steps the parameters: nothing is learned.",
         description="{what}",
-        source="64 training forwards and backward passes up to the end of the run, without a step",
+        source="64 training forwards and backward passes without a step, up to the end of the run; or, after steps, a "
+        "quarter of all and sixteen times those of a usual step, in training mode",
         remedy=(
             "Call `optimizer.step()` after `backward`.",
+            "Is it called under a condition that has become false (a bound for the gradient, a counter)?",
             "Was the model made again, copied or moved after the optimizer was made? Make the optimizer last.",
             "With accumulation: is the number of micro-batches that a step waits for larger than an epoch, and does "
             "each epoch count from zero?",
         ),
+        fact=True,
     ),
     Rule(
         name="RankHoldsUp",

@@ -161,7 +161,7 @@ def features() -> tuple[Feature, ...]:
         LastingFeature("unoptimized_ratio"),
         LastingFeature("unregistered_ratio"),
         LastingFeature("gradients_kept_ratio", above=0.5),
-        LastingFeature("evaluation_mode_ratio", above=0.5),
+        LastingFeature("evaluation_mode_ratio"),
         ResetFeature(),
         RateFeature(),
     )
@@ -256,13 +256,16 @@ RULES: tuple[Rule, ...] = (
         name="EvalModeInTraining",
         title="Trained in evaluation mode",
         family="evaluation_mode_ratio",
-        summary="The model is trained in evaluation mode: dropout is off, and batch norm uses old statistics.",
-        description="The step was trained on a forward after `model.eval()`.",
-        thresholds=(_lasting("warning", evaluation_mode_ratio=0.5),),
-        abnormal=(Condition("evaluation_mode_ratio", above=0.5),),
-        source="any, for four points; only for models with dropout or batch norm",
+        summary="The model, or a part of it, is trained in evaluation mode: dropout is off, and batch norm uses old "
+        "statistics.",
+        description="{evaluation_mode_ratio:.0%} of the layers with dropout or batch norm are in evaluation mode in a "
+        "step of training.",
+        thresholds=(_lasting("warning", evaluation_mode_ratio=0.0),),
+        abnormal=(Condition("evaluation_mode_ratio", above=0.0),),
+        source="any, for four points; a part counts if it was trained in training mode before and is in evaluation "
+        "mode as a whole, with its other layers",
         remedy=(
-            "Call `model.train()` at the start of each epoch and after each validation.",
+            "Call `model.train()` at the start of each epoch and after each validation, and after `part.eval()`.",
             "A model from `from_pretrained` starts in evaluation mode.",
             "To freeze batch norm alone, set only those layers to evaluation mode, and leave the model in training "
             "mode.",

@@ -22,6 +22,8 @@ from stabwatch.alerts.statistics import Array, median
 
 WINDOW = 16
 """Steps over which labels are compared."""
+RECENT = 64
+"""Steps within which the points lie of which a loss is compared with a guess."""
 NO_BETTER = 0.98
 """Of ln(classes): a cross-entropy above it is no better than a guess."""
 WORSE = 1.5
@@ -139,7 +141,8 @@ class UniformFeature(RunFeature):
 class GuessFeature(RunFeature):
     """The cross-entropy of the last steps over that of a uniform guess, and for how many steps it was no lower.
 
-    Of the last 16 points the median; steps are counted from the first record on.
+    The median of the last 16 points, or of 8 where these are longer ago than 64 steps: a model that begins to learn
+    late is seen. Steps are counted from the first record on.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -157,7 +160,7 @@ class GuessFeature(RunFeature):
         super().__init__("loss_of_guess", "token_loss", "target_classes", "target_labels")
 
     def _begin(self) -> None:
-        self._past: deque[float] = deque(maxlen=WINDOW)
+        self._past: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._guesses = Duration()
         self._labels = float(LABELS)
 
@@ -166,8 +169,10 @@ class GuessFeature(RunFeature):
         self._labels = labels if labels > 0 else self._labels
         if not math.isfinite(loss + classes) or classes < 2:
             return None
-        self._past.append(loss / math.log(classes))
-        now = median(np.array(self._past))
+        self._past.append((self._step, loss / math.log(classes)))
+        while len(self._past) > WINDOW // 2 and self._step - self._past[0][0] > RECENT:
+            self._past.popleft()
+        now = median(np.array([ratio for _, ratio in self._past]))
         steps = self._guesses.at(self._step, now >= NO_BETTER) * min(1.0, self._labels / LABELS)
         return {self.gauges[0].name: now, self.gauges[1].name: steps, "token_loss": loss}
 

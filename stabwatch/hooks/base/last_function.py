@@ -17,6 +17,7 @@ _RANGES = {
 _LINEAR = ("Addmm", "Mm", "Bmm", "Convolution")
 _SAME = frozenset((*SHAPES, "Index"))
 """What takes numbers as they are, and lays them out."""
+_VIEWS = ("View", "UnsafeView", "ReshapeAlias")
 _DEEP = 6
 
 
@@ -28,6 +29,20 @@ def range_of(output: Tensor) -> tuple[float, float] | None:
 def is_linear(output: Tensor) -> bool:
     """Was an output made by a linear layer, whose numbers have no bounds?"""
     return _last_function(output) in _LINEAR
+
+
+def is_scrambled(logits: Tensor) -> bool:
+    """Were logits of (batch, places, classes) laid out as (batch, classes, places) by `view` in place of `transpose`?
+
+    Then the numbers stay in their order, and each class of a place is taken for another class of another place.
+    """
+    node: Any = logits.grad_fn
+    while kind_of(node) == "ToCopy":
+        node = next(iter(inputs_of(node)), None)
+    before, after = tuple(getattr(node, "_saved_self_sym_sizes", ())), tuple(logits.shape)
+    if kind_of(node) not in _VIEWS or len(before) < 3 or before[0] != after[0]:
+        return False
+    return after[1:] == (before[-1], *before[1:-1]) != before[1:]
 
 
 def _last_function(output: Tensor) -> str:

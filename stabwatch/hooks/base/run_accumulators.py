@@ -47,6 +47,8 @@ COMPARED_DEVIATION = host_accumulator("compared_deviation")
 MIXED = host_accumulator("samples_mixed_ratio")
 UNITS = host_accumulator("units_alike_ratio")
 THROWN = host_accumulator("gradients_thrown_ratio")
+SCRAMBLED = host_accumulator("logits_scrambled_ratio")
+UNCHANGED = host_accumulator("weights_unchanged_ratio")
 ALIKE = host_accumulator("input_alike_ratio")
 TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
 """The cross-entropy that was seen on the way, which need not be what is trained on."""
@@ -71,6 +73,7 @@ The busy time and the sources of the loss come first: the record leaves out ever
 NOTED = (
     OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD, UNREACHABLE, WANTED, APART, MIXED,
     UNITS, THROWN, FIT, COMPARED_LOSS, INPUT_SPREAD, COMPARED_MEAN, COMPARED_DEVIATION,
+    UNCHANGED, SCRAMBLED,
 )  # fmt: skip
 SUMMED = (SPREAD, FIT, COMPARED_LOSS)
 """Those that are a mean over the losses of the step."""

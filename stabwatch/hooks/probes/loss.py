@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
-from stabwatch.hooks.base.last_function import is_linear
+from stabwatch.hooks.base.last_function import is_linear, is_scrambled
 from stabwatch.hooks.base.probe import PROBES, Probe, on
-from stabwatch.hooks.base.run_accumulators import BETWEEN, RunAccumulators, mean_aggregates
+from stabwatch.hooks.base.run_accumulators import BETWEEN, SCRAMBLED, RunAccumulators, mean_aggregates
 from stabwatch.hooks.base.tensors import local
 from stabwatch.hooks.base.views import LogitsCall, logit_rows, sampled_rows
 from stabwatch.hooks.probes.targets import between
@@ -55,6 +55,8 @@ def cross_entropy(
     else:
         _update_rows(run, logits, target, ignored)
     if context.flags.looks:
+        if logits.dim() > 2:
+            run.note(SCRAMBLED, float(is_scrambled(logits)))
         run.note(BETWEEN, 0.0 if is_linear(logits) else between(logit_rows(logits.detach())))
     if due := context.due(LogitsCall):
         context.measure(due, LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input))

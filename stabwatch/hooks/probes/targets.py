@@ -64,21 +64,23 @@ def logit_form(x: LogitsCall) -> Tensor | None:
     """float32 (5,): rows, how many are probabilities, how many are cut off at zero, labels, sum of their gaps.
 
     The gap of a label is the mean logit of its row minus its own. It is about zero in a model that has learned nothing,
-    however large its logits are, and large where a margin is subtracted from the label's logit.
+    however large its logits are, and large where a margin is subtracted from the label's logit. Targets that are
+    probabilities (mixed or smoothed labels) have no label.
     """
     rows = logit_rows(x.logits)
-    if x.target.is_floating_point() or rows.shape[-1] < 2 or not len(rows):
+    if rows.shape[-1] < 2 or not len(rows):
         return None
     stride = max(1, len(rows) // ROWS)
     some = rows[::stride].float()
-    labels = x.target.reshape(-1)[::stride]
     lowest, highest = some.amin(dim=-1), some.amax(dim=-1)
     whole = (lowest >= 0) & ((some.sum(dim=-1) - 1).abs() < SUM)
     cut = (lowest == 0) & (highest > 0) & ~whole
-    known = labels != x.ignored
-    own = some.gather(1, labels.clamp(0, some.shape[1] - 1).unsqueeze(1)).squeeze(1)
-    gap = some.mean(dim=-1) - own
-    known = known & torch.isfinite(gap)
+    known, gap = torch.zeros_like(whole), torch.zeros_like(lowest)
+    if not x.target.is_floating_point():
+        labels = x.target.reshape(-1)[::stride]
+        own = some.gather(1, labels.clamp(0, some.shape[1] - 1).unsqueeze(1)).squeeze(1)
+        gap = some.mean(dim=-1) - own
+        known = (labels != x.ignored) & torch.isfinite(gap)
     counts = [torch.full_like(gap[0], float(len(some))), *(m.sum(dtype=torch.float32) for m in (whole, cut, known))]
     return torch.stack((*counts, torch.where(known, gap, 0.0).sum()))
 

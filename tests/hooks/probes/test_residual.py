@@ -131,6 +131,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "target_in_input_ratio", "batch_shift_ratio", "clip_late_ratio", "scaled_step_ratio", "output_deviation",
         "clip_value", "compared_mean", "compared_deviation",
         "samples_mixed_ratio", "wanted_deviation", "gradients_thrown_ratio", "target_unreachable_ratio",
+        "logits_scrambled_ratio",
         "target_rms", "target_size_ratio", "output_spread_ratio",
         "attention_row_weight", "attention_row_weight_max", "attention_row_weight_min",
         *(s.name for s in CATALOGUE
