@@ -133,7 +133,7 @@ def test_heat_maps_show_the_layers_where_a_signal_is_bad():
     low = {title for title, p in maps.items() if "bottomk(" in p["targets"][0]["expr"]}
     assert low == {title for title, p in maps.items() if p["options"]["color"]["reverse"]}
     declared = {s.name for s in CATALOGUE if s.label == "layer" and s.kind == "gauge" and s.worst == "min"}
-    rules = {"attention_entropy_rise", "attention_logit_steps_to_limit"}
+    rules = {"attention_entropy_rise", "attention_logit_steps_to_limit", "gradient_to_largest_ratio"}
     assert low == {name.replace("_", " ").replace("rms", "RMS").capitalize().replace("rms", "RMS")
                    for name in declared | rules}  # fmt: skip
     for title, p in maps.items():

@@ -25,8 +25,8 @@ LEVEL = 16
 CLIMBS = 1.001
 STILL, BESIDE = 1e-6, 1e-4
 """Update over weight of a layer that stands still, and over that of the layer that moves most."""
-ZERO = 1e-300
-"""Below every gradient that is not exactly zero."""
+FAINT = 1e-10
+"""A gradient over the largest one that is as good as zero: its parts are lost in the rounding of the others' sums."""
 TINY = 1e-3
 """A gradient over the largest one from which on a layer might move."""
 
@@ -174,13 +174,18 @@ class StillFeature(_SinceFirst):
 
 
 class ZeroFeature(_SinceFirst):
-    """Layers whose gradient has been exactly zero at every point, while others have one."""
+    """Layers whose gradient has been zero at every point, or as good as zero, while others have one."""
 
     def __init__(self) -> None:
         super().__init__(
             "layer_gradient_norm",
-            DerivedSignal("gradient_always_zero_steps", "Steps for which the gradient of the layer has been zero."),
+            DerivedSignal(
+                "gradient_always_zero_steps",
+                f"Steps for which the gradient of the layer has been zero, or below {FAINT:g} of the largest.",
+            ),
         )
+        largest = "Gradient norm of the layer over that of the layer with the largest."
+        self.gauges = (*self.gauges, DerivedSignal("gradient_to_largest_ratio", largest, "ratio"))
         self.name = "layer_zero"
         self._missing = LayerColumns("gradient_missing_ratio")
 
@@ -189,11 +194,30 @@ class ZeroFeature(_SinceFirst):
         super().bind(keys)
         self._missing.bind(keys)
 
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        numbers = super().update(step, values)
+        return None if numbers is None else numbers | {self.gauges[1].name: _to_largest(numbers[self.signal])}
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`."""
+        rows, found = super().observe_block(steps, values)
+        numbers = {name: found.of(name) for name in (self.signal, "points", self.gauges[0].name)}
+        return rows, BlockGauges(numbers | {self.gauges[1].name: _to_largest(numbers[self.signal])})
+
     def _so(self, now: Array, values: Array) -> tuple[Bools, Bools]:
         missing = _of_layers(self.layers, self._missing, "gradient_missing_ratio", values)
-        return (now == 0) & ~(missing > 0), ~np.isnan(now) & (now > 0).any(axis=-1, keepdims=True)
+        share = _to_largest(now)
+        return (share < FAINT) & ~(missing > 0), ~np.isnan(share)
 
-    measures, observe_block = own_signals, _SinceFirst.observe_block
+    measures = own_signals
+
+
+def _to_largest(norms: Array) -> Array:
+    """Of the layers (..., layers); NaN where none has a gradient."""
+    most = np.fmax.reduce(norms, axis=-1, keepdims=True, initial=0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(most > 0, norms / most, np.nan)
 
 
 def features() -> tuple[Feature, ...]:
@@ -251,27 +275,29 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="PartWithZeroGradient",
-        title="A part of the model has a gradient of exactly zero",
+        title="The gradient of a part of the model is zero",
         family="layer_zero",
-        summary="The gradient of a part of the model has been exactly zero from the start: it is never trained.",
-        description="The gradient of {where} has been exactly zero at each point for {gradient_always_zero_steps:.0f} "
-        "steps, while other layers have one.",
+        summary="The gradient of a part of the model has been zero from the start, or as good as zero: it is never "
+        "trained.",
+        description="The gradient norm of {where} is {layer_gradient_norm:.3g}. It has been zero, or less than a "
+        "ten-billionth of the largest, at each point for {gradient_always_zero_steps:.0f} steps.",
         thresholds=(
             Threshold(
                 severity="warning",
                 when=(
-                    Condition("layer_gradient_norm", below=ZERO),
+                    Condition("gradient_to_largest_ratio", below=FAINT),
                     Condition("gradient_always_zero_steps", above=31.0),
                 ),
                 for_points=2,
             ),
         ),
-        abnormal=(Condition("layer_gradient_norm", below=ZERO),),
-        source="exactly zero for 32 steps: an adapter that begins at zero has a gradient after one step",
+        abnormal=(Condition("gradient_to_largest_ratio", below=FAINT),),
+        source="zero but for rounding for 32 steps: an adapter that begins at zero has a gradient after one step, and "
+        "a branch that begins with a factor of a millionth has a millionth of it",
         remedy=(
             "Look for what has no slope between this part and the loss: rounding, a sign, an index, a comparison, a "
-            "softmax over one number, a clamp that is always reached, a factor of 0; in a recurrent model: is the last "
-            "place that of padding?",
+            "softmax over one number, a clamp that is always reached, a gate that is shut, a factor of 0; in a "
+            "recurrent model: is the last place that of padding?",
             "A straight-through gradient: `x + (x.round() - x).detach()`.",
             "If the part waits for another stage of the training, no action is needed.",
         ),
