@@ -26,6 +26,7 @@ _NOT = re.compile(
 REWARD = re.compile(
     r"(?:^|[/_ ])(?:mean_|average_|avg_|train_|episode_|episodic_|ep_|rollout_)*"
     r"(?:rewards?|returns?|rew|ret)(?:_mean|_avg|/mean|_moyen)?$"
+    r"|(?:^|[/_ ])episode_(?:(?:running_)?(?:average_|avg_|mean_))?score$"
     r"|(?:^|[/_ ])(?:ep_rew_mean|average_ep_ret|rlhf_reward|scores|(?:avg|mean|average|ep|episode|cumulative)_r)$"
 )
 

@@ -12,6 +12,8 @@ from stabwatch.alerts.roles import LOGGED, is_called, spelled
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array
 
+TENTH = 0.1
+"""Smallest fall, relative to the score; in logarithms where a ratio counts."""
 MOST = 8
 """Scores that are followed, in the order of the log."""
 _PATH, _MEAN = r"(?:^|[/_ ])", r"(?:[/_](?:mean|avg|average|macro|micro|weighted))?$"
@@ -53,6 +55,13 @@ class _Score:
         """One more point."""
         self.gain.push(self._sign * (math.log(max(x, 1e-6)) if self._logarithmic else x))
 
+    @property
+    def lost(self) -> float:
+        """Share of the gain that is lost; 0 where the score moved by less than a tenth."""
+        best, now = self.gain.best, self.gain.now
+        least = TENTH if self._logarithmic else TENTH * max(abs(best), abs(now))
+        return self.gain.lost if best - now >= least else 0.0
+
     def value(self, kept: float) -> float:
         """A number as it was logged."""
         return math.exp(min(-kept, 700.0)) if self._logarithmic else self._sign * kept
@@ -86,7 +95,7 @@ class ScoresFeature(RunFeature):
             if name not in self._scores:
                 self._scores[name] = _Score(name)
             self._scores[name].push(x)
-        lost, self.signal = max((score.gain.lost, name) for name, score in self._scores.items())
+        lost, self.signal = max((score.lost, name) for name, score in self._scores.items())
         score = self._scores[self.signal]
         now, best = score.value(score.gain.now), score.value(score.gain.best)
         return {self.gauges[0].name: min(lost, 1.0), "now": now, "best": best}
@@ -109,8 +118,8 @@ RULES: tuple[Rule, ...] = (
         "is lost.",
         thresholds=(Threshold(severity="warning", when=(Condition("score_lost_ratio", above=0.8),), for_points=6),),
         abnormal=(Condition("score_lost_ratio", above=0.5),),
-        source="four fifths of a gain that is beyond the noise of the points and a random walk, in the mean of the "
-        "middle half of eight points, of sixteen once there are 128, at 6 points",
+        source="four fifths of a gain beyond the noise of the points and a random walk, and a tenth of the score, "
+        "in the mean of the middle half of eight points, of sixteen once there are 128, at 6 points",
         remedy=(
             "Look at the loss, the learning rate and the batches from that step on.",
             "Where the training loss did not move: does the evaluation see the same model, mode and data as before?",

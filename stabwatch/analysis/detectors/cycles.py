@@ -26,6 +26,8 @@ EQUAL = 0.03
 AS_SLOWLY, PARTS, LOWER = 0.4, 5, 0.98
 """Share of the records before a single restart that its cycle lasts at least, its parts that fall one after the other,
 and the share of the best before that it comes down to."""
+WORSE = 2.0
+"""Ratio of a jump to the first loss: no schedule makes a model that much worse than one that was never trained."""
 RETURNS = 1.02
 """Ratio of the lowest record of a cycle to the level before it."""
 
@@ -52,7 +54,7 @@ def is_second(values: Array, e: Excursion, fresh: bool) -> bool:
     if not (fresh and e.recovered) or e.start < SHORTEST or length < AS_SLOWLY * e.start or e.stop - e.peak < PARTS:
         return False
     middles = [float(np.median(part)) for part in np.array_split(values[e.peak : e.stop], PARTS)]
-    falls = all(b < a for a, b in pairwise(middles))
+    falls = all(b < a for a, b in pairwise(middles)) and float(values[e.peak]) <= WORSE * float(values[0])
     return falls and float(values[e.stop :].min(initial=np.inf)) <= LOWER * float(values[: e.start].min())
 
 

@@ -33,8 +33,9 @@ BACK, STILL = 0.2, 0.25
 """Share of a jump that is left where it has returned, and in each later record."""
 LEFT = 0.4
 """The same relative to the level before, for large jumps."""
-LOST = 0.8
-"""Share of the loss before the descent that the last records have again, where nothing is left of it."""
+LOST, LOST_CLIMBING = 0.8, 0.5
+"""Share of the loss before the descent that the last records have again, where nothing is left of it; the same where
+each record is above the one before."""
 ENDS = 0.8
 """Share of the highest record that the last one has: it does not return."""
 LAST = 3
@@ -99,9 +100,9 @@ def _stays(values: Array, i: int, base: float, unit: float) -> Excursion | None:
     few = i < BEFORE or len(tail) < LAST
     if few and not (rises and len(values) <= EXCERPT and _is_convex(values[:i])):
         return None
-    if float(tail.min()) - base < (KEEPS - 1) * unit or float(tail[-2:].min()) < base + LOST * (top - base) * (
-        not rises
-    ):
+    climbs = len(tail) > LAST and bool((np.diff(values[i - 1 :]) > 0).all())
+    lost = 0.0 if rises else LOST_CLIMBING if climbs else LOST
+    if float(tail.min()) - base < (KEEPS - 1) * unit or float(tail[-2:].min()) < base + lost * (top - base):
         return None
     if tail[-1] - base < ENDS * float(tail.max() - base):
         return None

@@ -23,6 +23,8 @@ NEAR = 0.7
 """Share of the rise from best to worst at which a curve still counts as not having turned back."""
 LONGEST = 50
 """Records without a return. In real logs, the longest spikes that recovered lasted about 40."""
+EBBED = 0.1
+"""Share of a rise that is left where it fell back, though not yet to its level."""
 BOUNDLESS = 1e4
 """A loss that falls below zero by this multiple of its first values has no lower bound; log-likelihoods stay above."""
 LATER = 6.0
@@ -31,6 +33,10 @@ EXPLODES = 5.0
 """Ratio of a validation loss to its best from which overfitting is not the likely reason."""
 RETURN = 0.75
 """Share of the peak to which an excerpt must have fallen to count as recovering at its end."""
+BEYOND, LOST_FOREVER = 9.0, 1e3
+"""Rise in levels of an excerpt that ends rising, and one that is left where it falls back, from which it diverged."""
+FLAT = (6, 0.35)
+"""Fewest records before and after a step up whose end is flat, and the span of these relative to the step."""
 NATS = 1.5
 """Rise in nats of an excerpt, where the log also has the perplexity: it grew to four and a half times."""
 TOGETHER = 6
@@ -63,7 +69,21 @@ def diverges(values: Array, e: Excursion, dies: bool) -> bool:
     lost = float(np.median(end)) - e.base
     tail = values[e.start :]
     rising = len(tail) >= FEW and lost >= 0.9 * float(tail.max() - e.base) and bool(tail[-1] >= np.median(tail))
-    return dies or lost >= e.scale or ((rising or len(tail) > LONGEST) and lost >= LOST * e.scale)
+    ebbed = lost < EBBED * float(tail.max() - e.base) and not rising
+    return (
+        dies
+        or lost >= e.scale
+        or _stays_above_all(values, e)
+        or ((rising or len(tail) > LONGEST) and lost >= LOST * e.scale and not ebbed)
+    )
+
+
+def _stays_above_all(values: Array, e: Excursion) -> bool:
+    """Whether the curve is flat from a step to the end, above all that it had been: all is lost."""
+    before, tail = values[: e.start], values[e.start :]
+    if len(before) < FLAT[0] or len(tail) < FLAT[0] or tail.min() <= before.max():
+        return False
+    return float(np.ptp(tail)) <= FLAT[1] * float(tail.min() - e.base)
 
 
 def _returning(values: Array, e: Excursion) -> bool:
@@ -74,18 +94,17 @@ def _returning(values: Array, e: Excursion) -> bool:
     left = float(down[-1]) - e.base
     falls = len(down) > BACK and bool((np.diff(down) < 0).all()) and left < RETURN * (float(down[0]) - e.base)
     few = len(values) - e.start < FEW
-    gone = (
-        len(values) - e.start > 1
-        and len(values) >= FEW
-        and float(values[e.start :].min()) - e.base >= (EXPLODES - 1) * e.scale
-    )
-    return falls or (few and not gone)
+    over = values[e.start :] - e.base
+    far = float(over.min()) >= (EXPLODES - 1) * e.scale
+    grows = bool((np.diff(values[e.start - 1 :]) > 0).all()) and float(over[-1]) >= BEYOND * e.scale
+    gone = len(over) > 1 and ((far and len(values) >= FEW) or grows)
+    return (falls and left < LOST_FOREVER * e.scale) or (few and not gone)
 
 
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident: an excursion without end, otherwise a slow rise."""
     loss = segment.finite_loss
-    if loss is None or len(loss) < FEW:
+    if loss is None or len(loss) < FEW - 1:
         return []
     level_of_zero = (segment.watched and _near_zero(loss.values)) or _from_zero(loss.values)
     for e in segment.excursions:
@@ -95,6 +114,8 @@ def find(segment: RunSegment) -> list[Incident]:
                 f"{loss.values[-1]:.4g}" + (", and then to non-finite values." if segment.dies else ".")
             )
             return [_incident(segment, loss, e.start, e.base, text, confidence_of(e.over, e.stop - e.start))]
+    if len(loss) < FEW:
+        return []
     away = _below(loss.values)
     if away is not None:
         base = float(np.median(np.abs(loss.values[:FEW])))

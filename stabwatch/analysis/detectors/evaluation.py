@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
@@ -18,6 +20,10 @@ FEWEST, FEWER = 3, 2
 FAR = 100.0
 ABOVE, LEAST = 10.0, 3.0
 """Ratio of most of them, and of each, to the training loss before it. Overfitting begins near the training loss."""
+BEYOND = (1e3, 20.0)
+"""Ratio of each validation loss to the training loss, and its least size; for perplexities ten and a hundred times."""
+WILD, OFF, ALIKE = (6, 64), 5.0, 2.0
+"""Fewest and most validations that show single jumps, their ratio to the median, and the largest among the others."""
 SAME = 5
 """Fewest validations whose accuracy is one number while the training loss falls."""
 TIMES = 10.0
@@ -35,14 +41,40 @@ LEARNED = 0.9
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident."""
     loss = segment.finite_loss
+    told = segment.of("eval_loss")
+    if told is not None and segment.must_fall and (wild := _wild(told)):
+        return wild
     if loss is None or len(loss) < FEWEST or loss.role != "loss" or not segment.fresh or not segment.must_fall:
         return _apart(segment)
     return _apart(segment) or _one_answer(segment, loss)
 
 
+def _wild(told: Column) -> list[Incident]:
+    """Validation losses that jump far up in single records: a mean over all samples has no odd batches."""
+    told = picked(told, np.isfinite(told.values))
+    if not WILD[0] <= len(told) <= WILD[1] or told.values.min() <= 0:
+        return []
+    middle = float(np.median(told.values))
+    high = told.values >= OFF * middle
+    calm = told.values[~high]
+    at = np.flatnonzero(high)
+    if len(at) < 2 or len(calm) <= len(at) or calm.max() > ALIKE * calm.min() or np.diff(at).min() < 2:
+        return []
+    first, worst = int(at[0]), int(np.argmax(told.values))
+    text = (
+        f"The validation loss ('{told.name}') jumps in {len(at)} of {number_of(len(told), 'validation')}, each time "
+        f"for one: to {told.values[worst]:.4g} at step {told.steps[worst]}, where {middle:.4g} is usual. Does the "
+        f"evaluation read other data each time, or use statistics of single batches?" + how_sure(len(told), "possible")
+    )
+    found = to_the_end(told, first, text, condition="LossSpike", signal=told.name, confidence="possible")
+    return [replace(found, last_step=int(told.steps[at[-1]]), records=len(at))]
+
+
 def _apart(segment: RunSegment) -> list[Incident]:
     """A validation loss far above the training loss, or a rise of both at the end."""
     loss, told = segment.of("loss"), segment.of("eval_loss")
+    if loss is not None and told is not None and (beyond := _beyond(segment, loss, told)):
+        return beyond
     if loss is None or told is None or not segment.fresh or not segment.must_fall or is_perplexity(told.name):
         return []
     if is_perplexity(loss.name) or not np.isfinite(loss.values).all():
@@ -75,6 +107,26 @@ def _apart(segment: RunSegment) -> list[Incident]:
         f"overfitting: does the evaluation prepare its data, or use the normalisation, otherwise than training?"
     )
     text += how_sure(len(told), "possible")
+    return [to_the_end(told, 0, text, condition="EvaluationApart", signal=told.name, confidence="possible")]
+
+
+def _beyond(segment: RunSegment, loss: Column, told: Column) -> list[Incident]:
+    """Each validation loss is a thousand times the training loss before it, and large: no overfitting goes so far."""
+    told, loss = (picked(c, np.isfinite(c.values)) for c in (told, loss))
+    beside = _beside(loss, told)
+    if not segment.must_fall or len(beside) < max(len(told), 1) or beside.min() <= 0:
+        return []
+    both = is_perplexity(told.name) + is_perplexity(loss.name)
+    times, least = (BEYOND[0] * 10, BEYOND[1] * 100) if both == 2 else BEYOND
+    if both == 1 or told.values.min() < least or float((told.values / beside).min()) < times:
+        return []
+    ratio = float((told.values / beside).min())
+    text = (
+        f"'{told.name}' is {told.values[-1]:.4g} where training has {beside[-1]:.4g}"
+        + (f", and {ratio:.3g} times that or more in each of {number_of(len(told), 'validation')}" * (len(told) > 1))
+        + ": that is more than overfitting. Does the evaluation prepare its data, or restore its weights, otherwise "
+        "than training?" + how_sure(len(told), "possible")
+    )
     return [to_the_end(told, 0, text, condition="EvaluationApart", signal=told.name, confidence="possible")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 
+_UNNAMED = re.compile(r"column \d+")
 TIMES = 1e4
 """Ratio to the usual size of a loss."""
 ABOVE_OTHERS = 100.0
@@ -24,6 +26,8 @@ FEWEST = 4
 
 BEYOND, STEEP, MANY = 1e7, 1e5, 8
 """Least loss and least gradient norm of a training that had diverged before its log begins, and fewest records."""
+UNHEARD_OF = 1e20
+"""The same loss, whatever is printed beside it."""
 FALLS = 0.5
 """Share of the first level below which such a loss falls."""
 
@@ -31,10 +35,14 @@ FALLS = 0.5
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident, where no other detector sees an excursion of the curve."""
     loss = segment.finite_loss
-    if loss is None or len(loss) < FEWEST or not segment.must_fall or segment.excursions:
+    if loss is None and segment.loss is None:
+        return _nameless(segment)
+    if loss is None or len(loss) < 2 or not segment.must_fall or segment.excursions:
         return []
     if (gone := _gone_before(segment, loss)) is not None:
         return [gone]
+    if len(loss) < FEWEST:
+        return []
     sizes = np.abs(loss.values)
     usual = float(np.sort(sizes)[(len(sizes) - 1) // 2])
     high = sizes >= max(TIMES * usual, LEAST)
@@ -66,18 +74,39 @@ def find(segment: RunSegment) -> list[Incident]:
     ]
 
 
+def _nameless(segment: RunSegment) -> list[Incident]:
+    """A number of rows without names that is a hundred times all others of its column, in a log without a loss."""
+    for column in segment.columns:
+        values = column.values
+        if not _UNNAMED.fullmatch(column.name) or len(values) < MANY or not np.isfinite(values).all():
+            continue
+        worst = int(np.argmax(values))
+        if worst < FEWEST or values.min() < 0 or not 0 < ABOVE_OTHERS * np.delete(values, worst).max() <= values[worst]:
+            continue
+        text = (
+            f"'{column.name}', whose numbers have no name, is {values[worst]:.4g} at step {column.steps[worst]}, more "
+            f"than a hundred times all others of that column ({np.median(values):.4g} in the middle). If it is a loss, "
+            f"it explodes there." + how_sure(len(values), "possible")
+        )
+        found = to_the_end(column, worst, text, condition="LossSpike", signal=column.name)
+        last = None if worst == len(values) - 1 else int(column.steps[worst])
+        return [replace(found, confidence="possible", last_step=last, records=1)]
+    return []
+
+
 def _gone_before(segment: RunSegment, loss: Column) -> Incident | None:
     """A loss and a gradient norm that are huge in all records of an excerpt from the middle, and do not fall."""
-    norm = segment.of("grad_norm")
-    if segment.fresh or norm is None or min(len(loss), len(norm)) < MANY or loss.values.min() < BEYOND:
+    norm, least = segment.of("grad_norm"), float(loss.values.min())
+    steep = norm is not None and len(norm) >= MANY and bool(np.isfinite(norm.values).all())
+    steep = steep and norm is not None and len(loss) >= MANY and norm.values.min() >= STEEP
+    if segment.fresh or least < (BEYOND if steep else UNHEARD_OF):
         return None
     half = len(loss) // 2
-    falls = float(np.median(loss.values[half:])) < FALLS * float(np.median(loss.values[:half]))
-    if falls or not np.isfinite(norm.values).all() or norm.values.min() < STEEP:
+    if float(np.median(loss.values[half:])) < FALLS * float(np.median(loss.values[:half])):
         return None
+    beside = f", and the gradient norm at least {norm.values.min():.4g}" if steep and norm is not None else ""
     text = (
-        f"The {segment.loss_name} is at least {loss.values.min():.4g} in each of {number_of(len(loss))}, and the "
-        f"gradient norm at least {norm.values.min():.4g}: it had diverged before the log begins, or its targets are "
-        f"not scaled." + how_sure(len(loss), "possible")
+        f"The {segment.loss_name} is at least {least:.4g} in each of {number_of(len(loss))}{beside}: it had diverged "
+        f"before the log begins, or its targets are not scaled." + how_sure(len(loss), "possible")
     )
     return replace(to_the_end(loss, 0, text, condition="LossDivergence", signal=loss.name), confidence="possible")

@@ -26,6 +26,9 @@ BACK = 1.1
 """Ratio to that record at which the curve is back."""
 CYCLE, LOWER = 10, 0.95
 """Fewest records of a step that falls back to below this share of the best before it: a new cycle of a schedule."""
+LOSES, FLAT, LONG = 1.12, 0.35, 6
+"""A smaller step from which all records are above all before: its ratio to those just before, the largest share of it
+that these records span, and fewest of them."""
 REST = 1.25
 """Ratio of the lowest record of the step to all later ones that are back: noise is as high again."""
 
@@ -37,7 +40,7 @@ def steps_up(values: Array) -> list[Excursion]:
     logs, found = np.log(values), list[Excursion]()
     i = BEFORE[0]
     while i + AFTER <= len(values):
-        step = _step(values, logs, i)
+        step = _step(values, logs, i) or _loses_all(values, logs, i)
         if step is None:
             i += 1
             continue
@@ -65,6 +68,21 @@ def _step(values: Array, logs: Array, i: int) -> Excursion | None:
     peak = i + int(np.argmax(values[i:stop]))
     base = float(np.median(values[i - BEFORE[0] : i]))
     return Excursion(i, stop, peak, base, base, float(np.log(low / top) / np.log(RISE)), recovered=bool(len(back)))
+
+
+def _loses_all(values: Array, logs: Array, i: int) -> Excursion | None:
+    """A step after which a curve that had fallen is flat to the end, above all it had been: all is lost."""
+    before, after = values[:i], values[i:]
+    if i < BEFORE[1] or len(after) < LONG or after.min() < before.max():
+        return None
+    near = before[-BEFORE[1] :]
+    step, noise = float(np.log(after.min() / near.max())), scatter(np.diff(logs[i - BEFORE[1] : i]))
+    if step < max(np.log(LOSES), SCATTERS * noise) or float(np.ptp(logs[i:])) > FLAT * step:
+        return None
+    base = float(np.median(near[-BEFORE[0] :]))
+    peak = i + int(np.argmax(after))
+    scale = (float(after.min()) - base) / 4  # so that it counts as a divergence
+    return Excursion(i, len(values), peak, base, scale, step / float(np.log(LOSES)), recovered=False)
 
 
 def _falls(past: Array) -> bool:

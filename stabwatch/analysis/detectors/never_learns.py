@@ -85,7 +85,8 @@ def _at_chance(segment: RunSegment, loss: Column) -> str:
         if abs(float(np.median(ratio)) - 1) > NEAR or ratio.min() < LEAST or falls:
             continue
         for column, share in _accuracies(segment, loss):
-            if abs(float(np.median(share)) - 1 / classes) <= min(CHANCE, 0.2 / classes):
+            middle, chance = float(np.median(share)), 1 / classes + min(CHANCE, 0.2 / classes)
+            if share.min() > 0 and middle <= chance and (middle >= 2 / classes - chance or share.max() <= chance):
                 return (
                     f"The {segment.loss_name} stays near ln {classes} and the accuracy ('{column.name}') at "
                     f"{float(np.median(column.values)):g} in {number_of(len(loss), 'epoch')}: those of guessing among "

@@ -42,8 +42,9 @@ LATE = 0.1
 """Share of the records at the end that must be low."""
 _VALUE = re.compile(
     r"(?:^|[/_ ])(?:value|vf|critic)(?:_function)?_loss|(?:^|[/_ ])loss(?:es)?/(?:value|critic)"
-    r"|loss_of_(?:the_)?(?:current_)?value_function"
+    r"|loss_of_(?:the_)?(?:current_)?value_function|(?:^|[/_ ])(?:c|v|td|qf?\d?)_loss$|(?:^|[/_ ])loss_[qv]\d?$"
 )
+_ONLY = re.compile(r"(?:^|[/_ ])loss$")
 _SPREAD = re.compile(r"(?:^|/)rewards?_std$|(?:^|/)reward/std$|(?:^|/)rewards/std$")
 """How far the rewards of one prompt's answers are apart."""
 _ENTROPY = re.compile(r"(?:^|[/_ ])(?:policy_|mean_)?entropy(?:_loss)?(?:_mean|/mean|_avg)?$")
@@ -92,6 +93,9 @@ def finite_of(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
 def _value_loss(segment: RunSegment) -> list[Incident]:
     """A value loss beyond what any reward explains: a value is a sum of rewards, and its loss is of their square."""
     loss, reward = finite_of(segment, _VALUE), finite_of(segment, REWARD)
+    kind = "value loss"
+    if loss is None and reward is not None:  # the only loss, as DQN has it, is one of values
+        loss, kind = finite_of(segment, _ONLY), "loss"
     if loss is None or not len(loss):
         return []
     if len(loss) < SEVERAL:
@@ -112,7 +116,7 @@ def _value_loss(segment: RunSegment) -> list[Incident]:
             np.flatnonzero(least[: len(least) - LASTS + 1] > LASTING * base[: len(least) - LASTS + 1]),
         )
     if not len(beyond):
-        return []
+        return _grows(loss, reward, kind)
     start = int(beyond[0]) + 1
     high = loss.values[start:] > limit * base[start - 1]
     count = len(high) if high.all() else int(np.argmin(high))
@@ -130,11 +134,28 @@ def _value_loss(segment: RunSegment) -> list[Incident]:
             confidence="likely",
             line=int(loss.lines[start]),
             text=(
-                f"The value loss ('{loss.name}') explodes at step {loss.steps[start]}, from "
+                f"The {kind} ('{loss.name}') explodes at step {loss.steps[start]}, from "
                 f"{loss.values[start - 1]:.4g} to {worst:.4g}, {course}: no reward before it is that large."
             ),
         )
     ]
+
+
+def _grows(loss: Column, reward: Column | None, kind: str) -> list[Incident]:
+    """A loss of values that grows from record to record, to beyond what all rewards of the log explain."""
+    half = len(loss) // 2
+    if half < SEVERAL or loss.values[:half].min() < 0:
+        return []
+    largest = 0.0 if reward is None or not len(reward) else float(np.abs(reward.values).max())
+    base = max(float(loss.values[:half].max()), largest**2, 1.0)
+    if float(loss.values[-LASTS:].min()) < EXPLODES * base:
+        return []
+    start = int(np.flatnonzero(loss.values <= base)[-1]) + 1
+    text = (
+        f"The {kind} ('{loss.name}') grows from step {loss.steps[start]} on, from {loss.values[start - 1]:.4g} to "
+        f"{loss.values[-1]:.4g} at the end: no reward is that large."
+    )
+    return [to_the_end(loss, start, text, condition="LossDivergence", signal=loss.name)]
 
 
 def _beyond_all(loss: Column, reward: Column | None) -> list[Incident]:

@@ -24,7 +24,7 @@ from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
 from stabwatch.analysis.readers.names import CAMEL, is_perplexity, plain, role_of
 
 _FREE = re.compile(
-    r"(?<![a-z])(?:ep_ret|(?:avg|mean|average|ep|episode|cumulative)_r|rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|(?:policy(?:_gradient)?|actor|critic)_loss"
+    r"(?<![a-z])(?:ep_ret|ep(?:isode)?_(?:(?:average|avg|mean)_)?score|(?:avg|mean|average|ep|episode|cumulative)_r|rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|(?:policy(?:_gradient)?|actor|critic)_loss"
     r"|approx_kl|advantages?|[gd]_loss|loss_[gd]|loss/[gd]|gen(?:erator)?[_ ]?loss|disc(?:riminator)?[_ ]?loss"
     r"|loss_(?:gen|disc)\w*)(?![a-z])",
     re.IGNORECASE,

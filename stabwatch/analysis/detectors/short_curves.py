@@ -23,6 +23,11 @@ EBB = (0.25, 0.6)
 """Share of a jump that remains one record later. After unusual batches it is less, or nearly all."""
 FALLS = 3
 """Consecutive falling records that distinguish a recovery from noise."""
+SLOW_FALLS, SLOW_EBB, SLOW_JUMP = 4, 0.9, 2.0
+"""The same, the share that remains one record later, and the jump, of a recovery that is slow."""
+LOCAL, FEWEST_NEAR, FALLING = 9, 4, 0.75
+"""Records before a jump that show how rough a curve is on its descent, fewest changes between them, and the share of
+these that fall."""
 CLEAR = 3.0
 """Ratio to the only record before a spike from which it may go up and down on its way."""
 NEAR = 3
@@ -45,6 +50,8 @@ ROUGH = 12.0
 """Smallest jump in scatters of the differences of neighbours."""
 RELAPSE = 0.5
 """Share of the first loss. A curve that was below it and then exceeds the first loss has lost all progress."""
+ELSEWHERE = 0.7
+"""Share, in logarithms, of such a rise from which another one says that it is noise."""
 LEAST = 0.01
 """Share of the first loss that stands for a base of 0 in a ratio."""
 FIRST = 8
@@ -75,7 +82,8 @@ def explosion(values: Array) -> list[Excursion]:
         before, after = values[:i], values[i:]
         top, low = float(before.max()), float(before.min())
         few = i == 1 or len(after) == 1
-        agree, falls = top - low <= AGREES * low, i > 2 and bool((np.diff(before) < 0).all())
+        agree, falls = top - low <= AGREES * low, i > 1 and bool((np.diff(before) < 0).all())
+        few = few or (i == 2 and not agree)
         grows = ALONE if few else GROWS if agree else DESCENT
         if not (agree or falls) or after.min() < STAYS * top or min(end, float(after[-1])) < grows * top:
             continue
@@ -116,14 +124,8 @@ def spikes(values: Array, fresh: bool) -> list[Excursion]:
             continue
         top = _top(values, i)
         excerpt = not fresh and len(values) <= EXCERPT
-        way_back = values[i : i + FALLS + 1]
-        ebbs = (
-            len(way_back) > FALLS
-            and STILL * top < way_back[1]
-            and EBB[0] < (way_back[1] - top) / (way_back[0] - top) < EBB[1]
-            and bool((np.diff(way_back) < 0).all())
-        )
-        rough = ROUGH * scatter(np.diff(values[:i] if excerpt else values))
+        ebbs = _ebbs_away(values[i:], top)
+        rough = ROUGH * (scatter(np.diff(values[:i])) if excerpt else _roughness(values, i))
         learned = values[0] - values[:i].min() if fresh else 0.0
         if (excerpt or ebbs) and values[i] - top >= max(SHARE * learned, rough):
             spike = _excursion(values, i, top)
@@ -133,6 +135,26 @@ def spikes(values: Array, fresh: bool) -> list[Excursion]:
     if not fresh and not found and len(values) <= EXCERPT:
         return _lone(values)
     return (_relapse(values) if fresh else []) or found
+
+
+def _ebbs_away(way_back: Array, top: float) -> bool:
+    """Whether a curve falls back from a jump record by record: at first by a part, or slowly over more records."""
+    first = way_back[: FALLS + 1]
+    if len(first) <= FALLS or first[1] <= STILL * top or not (np.diff(first) < 0).all():
+        return False
+    left = float((first[1] - top) / (first[0] - top))
+    slowly = way_back[: SLOW_FALLS + 1]
+    slow = len(slowly) > SLOW_FALLS and bool((np.diff(slowly) < 0).all()) and slowly[FALLS] > STILL * top
+    return EBB[0] < left < (SLOW_EBB if slow and first[0] >= SLOW_JUMP * top else EBB[1])
+
+
+def _roughness(values: Array, i: int) -> float:
+    """The scatter of the changes of a curve; of those just before a jump, if they are smaller as on a descent."""
+    before, whole = values[max(0, i - LOCAL) : i], scatter(np.diff(values))
+    if len(before) <= FEWEST_NEAR or before.min() <= 0 or (np.diff(before) < 0).mean() < FALLING:
+        return whole
+    changes = np.diff(np.log(before))
+    return min(whole, max(scatter(changes), float(changes.max())) * float(before[-1]))
 
 
 def _beyond_the_spread(values: Array) -> list[Excursion]:
@@ -199,6 +221,12 @@ def _certain(values: Array, spike: Excursion) -> bool:
     return bool((turns != 0).sum() <= 1 or values[spike.peak] >= CLEAR * spike.base)
 
 
+def _rises_elsewhere(values: Array, start: int, stop: int, ratio: float) -> bool:
+    """Whether a few records rise nearly as far outside of a span, from one to the next: they are single batches."""
+    apart = (part for part in (values[: start - 1], values[stop:]) if len(part) > 1 and part.min() > 0)
+    return any(float((part[1:] / part[:-1]).max()) >= ratio**ELSEWHERE for part in apart)
+
+
 def _relapse(values: Array) -> list[Excursion]:
     """Above its first value again for four or more records; bad batches last up to three."""
     least = np.minimum.accumulate(values)
@@ -213,5 +241,7 @@ def _relapse(values: Array) -> list[Excursion]:
     back = np.flatnonzero(values[i:] < base / RELAPSE)
     stop = i + int(back[0]) if len(back) else len(values)
     peak = i + int(np.argmax(values[i:stop]))
+    if len(values) <= EXCERPT and base > 0 and _rises_elsewhere(values, i, stop, float(values[peak]) / base):
+        return []
     over = float(values[peak]) / max(base, LEAST * float(values[0]), sys.float_info.min)
     return [Excursion(i, stop, peak, base, base, over, recovered=bool(len(back)))]

@@ -20,6 +20,7 @@ from stabwatch.analysis.readers.names import plain
 
 OF_DATA = re.compile(
     r"(?:^|[/_ ])(?:world_)?model_loss$"
+    r"|(?:^|[/_ ])mel[-_]?spec\w*_error$"
     r"|(?:^|[/_ ])(?:loss_)?(?:mel|recon\w*|rec|pixel|pix|image|l1|l2|mse|stft)(?:_loss)?(?:_\d)?$"
 )
 FEWEST = 6

@@ -18,7 +18,7 @@ STAYS = 0.9
 """Share of the later records that are as low: a loss of single examples is often 0 and high again."""
 MATTERS = 0.1
 """Smallest loss before the fall."""
-EXPLODED = 1e3
+EXPLODED = 100.0
 """Loss from which one that falls to no less than MATTERS had exploded before, or had a bad start."""
 EXACT = 1e-3
 """The same, if the loss is exactly 0 afterwards."""

@@ -87,6 +87,7 @@ class CellTables:
             return True
         found = cells(text)
         found = text.split() if len(found) != len(self.header) else found
+        found = found[1:] if self._is_numbered(found) else found
         if len(found) != len(self.header):
             found = self._cut(found)
         numbers = [number(c.removesuffix("%")) for c in found]
@@ -94,6 +95,13 @@ class CellTables:
             return False
         self._give(line, {n: v for n, v in zip(self.header, numbers, strict=False) if v is not None})
         return True
+
+    def _is_numbered(self, found: list[str]) -> bool:
+        """Whether a row begins with its number, above which the header has no name: a printed data frame."""
+        if len(found) != len(self.header) + 1 or not found[0].isdigit():
+            return False
+        counts = step_rank(self.header[0]) is not None or plain(self.header[0]) in EPOCH_KEYS
+        return counts == found[1].isdigit() and all(number(cell) is not None for cell in found)
 
     def _placed(self, text: str) -> dict[str, float] | None:
         """The values of a row with blank cells, each under the name that begins or ends where it does."""

@@ -185,7 +185,8 @@ class Parser:
             self._whole = self._whole and not (number(numbers[template.epoch or 0]) or 0.0) % 1
         if step is not None and self._is_no_step(line, template, numbers):
             step = None
-        if step is not None and template.of_epoch and template.evaluates and self._raw >= 0:
+        own = step is not None and step < self._raw and self.epoch is not None and self.epoch == self._epoch_of_step
+        if step is not None and template.evaluates and self._raw >= 0 and (own or template.of_epoch):
             self.builder.add(self._offset + self._raw, line, values)
         elif step is not None:
             if values or not template.of_epoch or step >= self._raw:  # otherwise the progress bar of an evaluation
@@ -196,6 +197,8 @@ class Parser:
         length = count(numbers, template.length)
         self._length = self._length if length is None else length
         told = any(role_of(key) != "other" for key in values)  # not only the time that is left
+        if step is None and self._at == line - 1 and self._raw == self._length:
+            step = self._raw  # the record of a bar goes on in the next line
         if told and step is not None and self._ends is not None and not template.evaluates:
             whole = (template.of_epoch and step == length) or (epoch is not None and self._only in (None, step))
             whole = whole and (self.epoch is not None or not self._ends)
@@ -250,12 +253,8 @@ class Parser:
         self._length = None  # it was the batch
         self.templates.correct(template, pair)
         if self._raw == before[0]:
-            self._raw, self.epoch, self._epoch_of_step, self._with_values = (
-                before[1] or 0,
-                before[0],
-                before[0],
-                before[1] or 0,
-            )
+            self._raw = self._with_values = before[1] or 0
+            self.epoch = self._epoch_of_step = before[0]
             self.builder.last_step_was(self._raw)
         return pair
 

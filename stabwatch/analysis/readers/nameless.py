@@ -20,7 +20,9 @@ _BARE = re.compile(
 _TENSOR = re.compile(
     r"^\s*tensor\((-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)(?:, [^()]*(?:<\w+>)?[^()]*)?\)\s*$", re.IGNORECASE
 )
-_COUNT_AND_RATE = re.compile(r"^(?:INFO:[\w.-]+:)?\[(\d{1,12}), (\d\.\d+(?:e-\d+)?)\]\s*$")
+_COUNT_AND_RATE = re.compile(
+    r"^(?:INFO:[\w.-]+:|\d{4}-[\d: ,.-]{6,22}\s+[\w.-]+\s+INFO\s+)?\[(\d{1,12}), (\d\.\d+(?:e-\d+)?)\]\s*$"
+)
 """The step and the learning rate of VITS and what is derived from it, above its losses."""
 _TAG = re.compile(
     r"^\s*((?:\w+/)+\w+)[ \t]+\[?(-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)\]?[ \t]+(\d{1,12})\s*$", re.IGNORECASE
@@ -62,7 +64,9 @@ def is_bare(text: str) -> bool:
         return _TENSOR.match(text) is not None
     if cells_of(text) is not None or _OF_A_TUTORIAL.match(text):
         return True
-    return len(text) < _LONGEST_BARE and any(form.match(text) for form in (_BARE, _COUNT_AND_RATE, _TAG))
+    if len(text) < 2 * _LONGEST_BARE and _COUNT_AND_RATE.match(text):
+        return True
+    return len(text) < _LONGEST_BARE and any(form.match(text) for form in (_BARE, _TAG))
 
 
 def cells_of(text: str) -> list[float | None] | None:

@@ -44,7 +44,10 @@ STEP_KEYS = (
     "env_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
 )  # fmt: skip
 """Keys that count steps, the most trusted first."""
-EPOCH_KEYS = ("epoch", "ep", "epo", "epochs", "轮数", "轮次", "训练轮数")
+EPOCH_KEYS = (
+    "epoch", "ep", "epo", "epochs", "轮数", "轮次", "训练轮数", "époque", "epoque", "época", "epoca", "epoche", "эпоха",
+    "エポック", "에포크",
+)  # fmt: skip
 ENVIRONMENT = STEP_KEYS.index("total_timesteps")
 """The keys from this index count samples, not updates of the weights."""
 _COUNTERS = ("iteration", "iterations", "global_step", "step", "num_updates")
@@ -131,6 +134,11 @@ _NOT_LOSS = re.compile(
     r"scale|__min|__max|loss[/_]?(?:std|stddev|min|max|median|var)$|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
     r"|(?<!cross_)entropy|multiplier|(?<![a-z])time|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma|num)(?![a-z])|[<\"]|http"
 )
+_FOREIGN_LOSS = re.compile(
+    r"(?<![^\W_])(?:pertes?|verlust|trainingsverlust|p[ée]rdida|perda|perdita|потер[ия]|損失|誤差|손실)(?![^\W_])",
+    re.IGNORECASE,
+)
+"""`loss` in other languages."""
 _FOREIGN_EVAL = re.compile("验证|測試|测试|評価|検証|검증|оценк|валид")
 """`evaluation` and `test` in other languages."""
 CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -166,6 +174,8 @@ _PART = re.compile(
     r"|(?:rpn|rcnn|smooth|b?box|loc|reg)\w*_?l1"
 )
 """Names of loss components in image restoration (BasicSR), translation (CycleGAN, pix2pix) and detection (MXNet)."""
+_SYMBOL = re.compile(r"(?:^|[/ ])L_[A-Za-z]\w*$")
+"""A loss as formulas have it: `L_out`."""
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*loss(?:_(?:so_far|avg|mean|value|epoch|step))*"
@@ -192,6 +202,7 @@ def is_eval(name: str) -> bool:
 @lru_cache(maxsize=1 << 14)
 def role_of(name: str) -> Role:
     """The role of a column with this name; `loss` for each candidate, of which `choose_loss` selects one."""
+    name = _FOREIGN_LOSS.sub("loss", name)
     full = _without_statistic(name)
     last = re.split(r"/|\s-\s", full)[-1].strip("_")
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
@@ -216,7 +227,7 @@ def role_of(name: str) -> Role:
         return "grad_norm"
     if _RATE_OF_GROUP.fullmatch(last):
         return "learning_rate"
-    if _PART.fullmatch(last):
+    if _PART.fullmatch(last) or _SYMBOL.search(name):
         return "component"
     below = full.startswith(("loss/", "losses/")) and not _MEASURED.search(last)
     if ("loss" in last or below) and not _NOT_LOSS.search(full):

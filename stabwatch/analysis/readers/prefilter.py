@@ -25,6 +25,8 @@ _SIGNS = (
     b"STEP", b"EPOCH", b"ITER", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
     b"heckpoint", b"esum", b"---", b"nan", b"NaN", b"Nan", b"rad", b"eward", b"Rew", b"eturn", b"ntropy", b"KL", b"kl",
     "损失".encode(), "次数".encode(), "━".encode(), b"learn:", b"NAN", b"nvalid loss",
+    b"perte", b"Perte", b"erlust", b"rdida", b"perda", "потер".encode(), "損失".encode(), "誤差".encode(),
+    "손실".encode(), b"INFO\t[",
 )  # fmt: skip
 
 

@@ -28,8 +28,15 @@ _UNIT = re.compile(r"\s?(?:%|s\b|ms\b|sec|min\b|h\b|it/s|s/it|[KMG]i?B?\b|x\b)",
 _NO_LOSS = re.compile(
     r"acc|prec|recall|f1|score|auc|m?ap\b|iou|dice|rew|ret|time|sec|eta|lr|rate|mem|temp|eps|beta|len|size", re.I
 )
+_ALONE = re.compile(r"\s*[-+]?(?:\d+\.\d+(?:e[-+]?\d+)?|nan|inf),?\s*", re.IGNORECASE)
+_ALONE_KIND = ("", "")
+"""A number that is alone in its line, and the texts around it."""
+_HEADING = re.compile(r"(val\w*[ _-]?|test[ _-]?|验证\S{0,3}?)?(?:loss|cost|损失)(?:es)?(?![a-z])", re.IGNORECASE)
+LISTED = 5
+"""Fewest numbers of such a list."""
 _PAIRED = re.compile(r"\w+\(\s*$")
 MOST_LINES, MOST_KINDS = 200_000, 2_000
+_EPISODES = ("episode", "episodes", "game", "games")
 FEWEST = 3
 """Fewest lines of a kind."""
 RISES = 0.8
@@ -48,10 +55,15 @@ class Row(NamedTuple):
 def regular_lines(lines: Iterable[tuple[int, str]]) -> RunBuilder | None:
     """A run of the most frequent kind of line; None if no kind looks like records of a training."""
     kinds: dict[tuple[str, ...], list[Row]] = {}
+    heading, before = "", ""
     for count, (line, text) in enumerate(lines):
         if count >= MOST_LINES:
             break
         parts = _SPLIT.split(_STAMP.sub("", text[:2000]))
+        if _ALONE.fullmatch(text):
+            heading = before if _ALONE_KIND not in kinds else heading
+        elif text.strip():
+            before = text
         if len(parts) < 3 or not _may_be_real(parts[1::2]) or _overflows(text):
             continue
         key = tuple(" ".join(part.split()) for part in parts[0::2])
@@ -60,10 +72,26 @@ def regular_lines(lines: Iterable[tuple[int, str]]) -> RunBuilder | None:
     for texts, rows in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
         if len(rows) < FEWEST:
             return None
-        built = None if is_code(" ".join(texts)) else _built(texts, rows)
+        if texts == _ALONE_KIND:
+            built = _listed(heading, rows)
+        else:
+            built = None if is_code(" ".join(texts)) else _built(texts, rows)
         if built is not None:
             return built
     return None
+
+
+def _listed(heading: str, rows: list[Row]) -> RunBuilder | None:
+    """Numbers in lines of their own, below words that say that they are losses."""
+    named = _HEADING.search(heading)
+    if named is None or len(rows) < LISTED:
+        return None
+    builder = RunBuilder()
+    builder.unit = "ordinal"
+    name = "val_loss" if is_eval(heading) or named[1] else "loss"
+    for order, row in enumerate(rows):
+        builder.add(order, row.line, {name: number(row.numbers[0]) or 0.0}, row=True, new=True)
+    return builder
 
 
 def _overflows(text: str) -> bool:
@@ -98,7 +126,8 @@ def _loss_of(names: dict[int, str], columns: list[tuple[str, ...]]) -> str:
     free = [i for i, name in names.items() if role_of(name) == "other" and not (is_eval(name) or _NO_LOSS.search(name))]
     if not named and all(not _finite(columns[i]) for i in names):
         return next((names[i] for i in free), "")  # never a number
-    return next(iter(named), "") or next((names[i] for i in free if _falls_at_first(columns[i])), "")
+    lone = len(names) == 1 and not any(map(str.isalpha, "".join(names.values()).removeprefix("column")))
+    return next(iter(named), "") or next((names[i] for i in free if _falls_at_first(columns[i], lone)), "")
 
 
 def _finite(words: tuple[str, ...]) -> list[float]:
@@ -107,11 +136,14 @@ def _finite(words: tuple[str, ...]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def _falls_at_first(words: tuple[str, ...]) -> bool:
-    """Whether the finite numbers of the first half end below the first of them."""
+def _falls_at_first(words: tuple[str, ...], lone: bool = False) -> bool:
+    """Whether the finite numbers of the first half end below the first of them. lone: there is no other column, and
+    its numbers may be negative."""
     values = [value for word in words[: max(len(words) // 2, FEWEST)] if (value := number(word)) is not None]
     finite = list(takewhile(math.isfinite, values))
-    return len(finite) > 1 and 0 < finite[-1] < finite[0] == max(finite)
+    if lone and len(finite) >= FEWEST and finite[2] < finite[1] < finite[0]:
+        return True
+    return len(finite) > 1 and (lone or finite[-1] > 0) and finite[-1] < finite[0] == max(finite)
 
 
 def _is_real(words: tuple[str, ...]) -> bool:
@@ -150,5 +182,7 @@ def _names(texts: tuple[str, ...], real: list[int], at: int | None) -> dict[int,
         name = losses[-1] if losses else found[1] if found and not _PAIRED.search(texts[i]) else f"column {i + 1}"
         if role_of(name) == "other" and step_rank(name) is not None:
             name = f"column {i + 1}"
+        if at is not None and _word(texts[at]) in _EPISODES and "score" in name.lower():
+            name = f"episode {name}"
         names[i] = name if name not in names.values() else f"{name} {i + 1}"
     return names

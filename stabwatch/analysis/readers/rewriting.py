@@ -65,8 +65,10 @@ _TRAX = re.compile(r"^Step +(\d+): (train|eval) +(\w+) \| +(-?[\d.]+(?:e[+-]?\d+
 _OF_TFLEARN = re.compile(r" -- iter: *\d+/\d+\s*$")
 """The samples of an epoch, after the values of a step that is told on the line before."""
 _BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
-_ESCAPED = re.compile(r"\\\\(?=[\[\]_*|<>()#+.!=-])|\\\\$")
+_ESCAPED = re.compile(r"\\{1,2}(?=[\[\]_*|<>()#+.!=-])|\\{1,2}$")
 """Backslashes of Markdown, before its signs and at the end of a line."""
+_OF_BUCKET = re.compile(r"\bbucket (\d{1,3}) perplexity (?=[\d.ni])")
+"""Evaluations of TensorFlow's `translate`: `eval: bucket 0 perplexity 6.22`."""
 _CTIME = re.compile(
     r"^\[?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} +\d{1,2} \d\d:\d\d:\d\d (?:[A-Z]{3,4} )?\d{4}\]?:? +"
     r"\[(\d{1,12})\] "
@@ -98,6 +100,8 @@ def rewritten(text: str) -> str:
     scores = _YOLO.fullmatch(text) if "all " in text[:40] else None
     if scores:
         return ", ".join(f"{name}: {value}" for name, value in zip(SCORES, scores.groups(), strict=True))
+    if "bucket " in text:
+        text = _OF_BUCKET.sub(r"bucket_\1 perplexity: ", text)
     if " is " in text or " was " in text:
         text = _OF_DL4J.sub(r"iteration \1 loss: \2", text)
         text = _COUNTED_VALUE.sub(r"\1\3 \4 \2: ", text)

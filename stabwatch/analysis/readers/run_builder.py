@@ -266,7 +266,11 @@ class RunBuilder:
         """Roles of its `learn` and `test`, which are a loss or a score as its user chose: a loss falls, or is NaN."""
         values = np.array(self._series["learn"].values)
         falls = not np.isfinite(values).all() or values[-1] < values[0]
+        if {"test", "best"} <= self._series.keys():
+            tests, best = (np.array(self._series[key].values) for key in ("test", "best"))
+            falls = falls or bool(best[-1] <= np.nanmin(tests) < np.nanmax(tests))
         told: dict[str, Role] = {"learn": "loss", "test": "eval_loss"} if falls else {}
+        told |= {"total": "other", "remaining": "other"}  # times
         return {key: role for key, role in told.items() if key in self._series}
 
 

@@ -46,7 +46,13 @@ def _split(line: str, delimiter: str) -> list[str]:
     if delimiter:
         return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
     wide = re.split(r"\s{2,}|\t", line.strip())
-    return wide if len(wide) > 2 else line.split()
+    return line.split() if len(wide) < 3 or any(map(_is_two, wide)) else wide
+
+
+def _is_two(cell: str) -> bool:
+    """Whether a cell is two numbers with one blank between them."""
+    parts = cell.split()
+    return len(parts) > 1 and all(number(part) is not None for part in parts)
 
 
 def _table(source: LogFile) -> _Table | None:

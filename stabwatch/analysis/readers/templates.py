@@ -17,6 +17,7 @@ from stabwatch.analysis.readers.names import (
     is_error,
     is_eval,
     is_of_policy,
+    is_perplexity,
     is_score,
     number,
     plain,
@@ -301,7 +302,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
         return nothing
     alone = not any(role != "other" for role in roles) and step is None and epoch is None
     tells = not alone or any(is_of_policy(key) or is_score(key) for _, key, _ in values) or _is_score(values, whole)
-    tells = tells or any(is_error(key) and not numbers[at].isdigit() for at, key, _ in values)
+    tells = tells or any((is_error(k) or is_perplexity(k)) and not numbers[at].isdigit() for at, k, _ in values)
     followed = step is not None and step + 1 < len(numbers) and texts[step + 1].strip() == "/"
     within_epoch = step is not None and (step == within or (followed and rank_of_step == _BATCH))
     total = step + 1 if step is not None and followed else None

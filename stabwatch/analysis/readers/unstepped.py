@@ -143,7 +143,7 @@ def without_settings(records: list[Unstepped]) -> list[Unstepped]:
     """Records with a key that occurs again. Values that are printed once are not records; a loss after such is one."""
     times = Counter(key for _, _, values in records for key in values)
     again = [any(times[key] > 1 for key in values) for _, _, values in records]
-    first = again.index(True) if any(again) else 0
+    first = again.index(True) if any(again) else -1  # without any, the losses of one record
     told = [i > first and any(role_of(key) in _TELL for key in values) for i, (_, _, values) in enumerate(records)]
     return [r for r, more, loss in zip(records, again, told, strict=True) if more or loss] or records
 

@@ -14,7 +14,9 @@ _USUAL = (72, 78, 79, 80, 100, 110, 120, 128, 132, 140, 150, 160, 180, 200, 236,
 """Widths of terminals and of editors."""
 _OPENING = 12
 _DIGITS = re.compile(r"\d")
-_IN_NUMBER = re.compile(r"(?:\d|\d\.|\d[eE][-+]?)\n(?:\d|\.\d)|\d[eE]\n[-+]\d|[:=]\n ?[-\d]|[\w)'\"]\n[:=] ")
+_IN_NUMBER = re.compile(
+    r"(?:\d|\d\.|\d[eE][-+]?)\n(?:\d|\.\d)|\d[eE]\n[-+]\d|[:=]\n ?[-\d]|\d\n, ?|[ ,]\.\n\d|[\w)'\"]\n[:=] "
+)
 """A break through a number, or between a name and its number."""
 _IN_WORD = re.compile(r"(\w*[^\W\d])\n([^\W\d]\w*)")
 """A break between two letters. A capital behind a small letter begins a word, as in `Epoch` below a progress bar."""

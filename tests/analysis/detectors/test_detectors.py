@@ -401,9 +401,9 @@ def test_a_loss_that_leaves_downwards_and_is_back_in_its_last_record():
 
 
 def test_what_grew_before_the_first_nan_is_told():
-    (found,) = [
-        i for i in detect(run_of(loss=[39.7, 22.2, 68.6, 1266.9, 332.0, 1436176.0, *[np.nan] * 4])) if i.is_problem
-    ]
+    told = [i for i in detect(run_of(loss=[39.7, 22.2, 68.6, 1266.9, 332.0, 1436176.0, *[np.nan] * 4])) if i.is_problem]
+    (found,) = [i for i in told if i.condition == "NonFinite"]
+    assert {(i.condition, i.first_step) for i in told} == {("NonFinite", 6), ("LossDivergence", 2)}
     assert found.evidence == (
         "Last finite value before: 1.436e+06.",
         "Largest before: 1.436e+06 at step 5; the median is 200.3.",
