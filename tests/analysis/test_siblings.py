@@ -191,3 +191,40 @@ def test_a_loss_of_values_that_doubles(tmp_path):
     assert not _told(tmp_path, _lines(form, calm))
     grows = [*calm, *((30 + i, 0.7 * 2.6**i, 40) for i in range(1, 24))]
     assert [kind for kind, _ in _told(tmp_path, _lines(form, grows))] == ["LossDivergence"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "at"),
+    [
+        ([0.37, 0.09, -0.12, 4.2, 24.1, 147.2, 140.3, 148.1], "LossDivergence", 3),
+        (
+            [
+                -0.62,
+                -0.69,
+                -0.72,
+                -0.738,
+                -0.746,
+                -0.747,
+                -0.749,
+                -0.75,
+                -0.749,
+                -0.75,
+                1.31,
+                0.24,
+                -0.36,
+                -0.57,
+                -0.67,
+            ],
+            "LossSpike",
+            10,
+        ),
+        ([0.87, 0.69, 0.64, 4.3, 23.1, 115.2, 673.8, 127.7, 125.8, 123.1], "LossDivergence", 3),
+    ],
+)
+def test_jumps_from_below_zero_and_ends_far_above(values, kind, at, tmp_path):
+    assert (kind, at) in _told(tmp_path, _lines("step {0} loss {1}", enumerate(values)))
+
+
+def test_the_first_steps_without_a_warm_up_stay_calm(tmp_path):
+    for values in ([10.8, 9.9, 14.1, 22.3, 31.0, 27.2, 22.1, 17.4], [-0.2, -0.4, 0.9, 1.3, 0.8, 0.2, -0.3, -0.6]):
+        assert not _told(tmp_path, _lines("step {0} loss {1}", enumerate(values)))

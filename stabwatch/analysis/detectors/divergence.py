@@ -33,7 +33,7 @@ EXPLODES = 5.0
 """Ratio of a validation loss to its best from which overfitting is not the likely reason."""
 RETURN = 0.75
 """Share of the peak to which an excerpt must have fallen to count as recovering at its end."""
-BEYOND, LOST_FOREVER = 9.0, 1e3
+BEYOND, LOST_FOREVER = 9.0, 100.0
 """Rise in levels of an excerpt that ends rising, and one that is left where it falls back, from which it diverged."""
 FLAT = (6, 0.35)
 """Fewest records before and after a step up whose end is flat, and the span of these relative to the step."""

@@ -168,7 +168,8 @@ def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:
     """Whether there is a level: enough records below the start of training, or records of an excerpt that agree."""
     past = values[max(0, i - WINDOW) : i]
     if fresh:
-        fell = float(np.median(past)) < 0.98 * float(values[0]) if values[0] > 0 else len(past) >= 2 * BASE
+        first = float(values[0])
+        fell = float(np.median(past)) < first - 0.02 * abs(first) or (first <= 0 and len(past) >= 2 * BASE)
         return len(past) >= BASE and (fell or i >= FLAT)
     return len(past) >= BASE or float(np.ptp(past)) < 0.2 * max(scale, 1e-300) or bool(len(past) >= 4)
 

@@ -58,6 +58,8 @@ FIRST = 8
 """Records at the start of training whose jump may have no calm level before it."""
 STAYS = 1.3
 """Ratio of every later record to the highest one before an explosion: it never comes back."""
+GONE = 20.0
+"""Ratio to the highest record before an explosion that no first steps without a warm-up end at."""
 GROWS = 2.0
 """The same for the records at the end."""
 ALONE = 8.0
@@ -75,8 +77,11 @@ def explosion(values: Array) -> list[Excursion]:
 
     values: (n,), finite. A training without a warm-up rises for some records too, but falls below its beginning later.
     """
-    if len(values) < 2 or values.min() < 0 or values[0] <= 0:
+    if len(values) < 2 or values[0] == 0:
         return []
+    least = float(values.min())
+    shift = max(abs(float(values[0])), -least) - least if least < 0 else 0.0  # so that a ratio is one of sizes
+    values = values + shift
     end = float(np.median(values[-3:])) if len(values) > 2 else float(values[1]) * ALONE / ONLY_TWO
     for i in range(1, min(FIRST, len(values))):
         before, after = values[:i], values[i:]
@@ -93,7 +98,7 @@ def explosion(values: Array) -> list[Excursion]:
         peak = i + int(np.argmax(after))
         while i < peak and values[i] < CALM * top and values[i + 1] >= LAST * values[i]:
             i += 1  # a small rise just before
-        return [Excursion(i, len(values), peak, base, base, float(values[peak] / base) / GROWS, recovered=False)]
+        return [Excursion(i, len(values), peak, base - shift, base, float(values[peak] / base) / GROWS, False)]
     return []
 
 
@@ -101,7 +106,8 @@ def _ebbs(after: Array, top: float) -> bool:
     """Whether an excerpt ends while the loss falls back, as it does after the first steps without a warm-up."""
     down = after[int(np.argmax(after)) :]
     falls = len(down) >= FALLS and bool((np.diff(down) < 0).all())
-    return len(after) <= EXCERPT and falls and float(down[-1]) - top < EBB[1] * float(down[0] - top)
+    ebbs = falls and float(down[-1]) - top < EBB[1] * float(down[0] - top)
+    return len(after) <= EXCERPT and ebbs and float(down[-1]) < GONE * top
 
 
 def spikes(values: Array, fresh: bool) -> list[Excursion]:
