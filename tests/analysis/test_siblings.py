@@ -228,3 +228,12 @@ def test_jumps_from_below_zero_and_ends_far_above(values, kind, at, tmp_path):
 def test_the_first_steps_without_a_warm_up_stay_calm(tmp_path):
     for values in ([10.8, 9.9, 14.1, 22.3, 31.0, 27.2, 22.1, 17.4], [-0.2, -0.4, 0.9, 1.3, 0.8, 0.2, -0.3, -0.6]):
         assert not _told(tmp_path, _lines("step {0} loss {1}", enumerate(values)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("reward", [1.7e308, 5e-324, -1e308])
+def test_rewards_at_the_ends_of_the_range(reward, tmp_path):
+    for loss in (1e308, 1e-308, 2.0):
+        rows = [(i, loss, reward) for i in range(6)]
+        _told(tmp_path, _lines("iteration {0} value_loss: {1} reward: {2} policy_loss: 0.1", rows))
+        _told(tmp_path, _lines("iteration {0} value_loss: {1} reward: {2} policy_loss: 0.1", rows[:3]))

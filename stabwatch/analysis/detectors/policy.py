@@ -59,6 +59,8 @@ SEVERAL = 4
 """Records from which a value loss is compared with those before."""
 EXPLODES = 1e4
 """Ratio of a value loss to all before it, to the square of the largest reward before it, and to 1."""
+SQUARED = 1e150
+"""Largest reward whose square is a number."""
 LASTS, LASTING = 3, 100.0
 """Fewest records up to the end of one that stays, and the same ratio for it, where rewards are printed."""
 
@@ -105,7 +107,7 @@ def _value_loss(segment: RunSegment) -> list[Incident]:
     base = np.maximum.accumulate(np.maximum(np.abs(loss.values), 1.0))[:-1]
     if reward is not None and len(reward):
         known = np.searchsorted(reward.steps, loss.steps[1:], side="left")
-        largest = np.maximum.accumulate(np.abs(reward.values))
+        largest = np.maximum.accumulate(np.minimum(np.abs(reward.values), SQUARED))
         base = np.maximum(base, np.where(known > 0, largest[np.maximum(known - 1, 0)], 0.0) ** 2)
     limit = EXPLODES
     beyond = np.flatnonzero(loss.values[1:] > limit * base)
@@ -146,7 +148,7 @@ def _grows(loss: Column, reward: Column | None, kind: str) -> list[Incident]:
     half = len(loss) // 2
     if half < SEVERAL or loss.values[:half].min() < 0:
         return []
-    largest = 0.0 if reward is None or not len(reward) else float(np.abs(reward.values).max())
+    largest = 0.0 if reward is None or not len(reward) else min(float(np.abs(reward.values).max()), SQUARED)
     base = max(float(loss.values[:half].max()), largest**2, 1.0)
     if float(loss.values[-LASTS:].min()) < EXPLODES * base:
         return []
@@ -162,7 +164,7 @@ def _beyond_all(loss: Column, reward: Column | None) -> list[Incident]:
     """In an excerpt, each value loss is beyond what the rewards beside it explain."""
     if reward is None or not len(reward) or not reward.values.any():
         return []
-    largest = float(np.abs(reward.values).max())
+    largest = min(max(float(np.abs(reward.values).max()), 1 / SQUARED), SQUARED)
     if loss.values.min() < max(HUGE, BEYOND * largest**2):
         return []
     text = (

@@ -221,8 +221,10 @@ def _certain(values: Array, spike: Excursion) -> bool:
     It is noise if the record after it lies as far below the first one.
     """
     after = values[spike.stop :]
-    if len(after) and spike.base > 0 and float(after.min()) ** 2 * values[spike.peak] < spike.base**3:
-        return False
+    if len(after) and spike.base > 0:
+        low, high = float(after.min()) / spike.base, float(values[spike.peak]) / spike.base
+        if low * low * high < 1:
+            return False
     turns = np.diff(np.sign(np.diff(values[spike.start - 1 : spike.stop + 1])))
     return bool((turns != 0).sum() <= 1 or values[spike.peak] >= CLEAR * spike.base)
 
