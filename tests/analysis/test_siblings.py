@@ -237,3 +237,13 @@ def test_rewards_at_the_ends_of_the_range(reward, tmp_path):
         rows = [(i, loss, reward) for i in range(6)]
         _told(tmp_path, _lines("iteration {0} value_loss: {1} reward: {2} policy_loss: 0.1", rows))
         _told(tmp_path, _lines("iteration {0} value_loss: {1} reward: {2} policy_loss: 0.1", rows[:3]))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_long_rise_whose_gradients_are_lower_is_no_instability(lower, tmp_path):
+    loss = [4 * 0.985**i + 0.7 for i in range(150)]
+    loss += [1.5 - 0.0065 * i for i in range(110)]
+    norm = [1.6 + 0.1 * (i % 3) for i in range(150)] + [(1.2 if lower else 3.9) + 0.1 * (i % 3) for i in range(110)]
+    rows = [(100 * i, x, g) for i, (x, g) in enumerate(zip(loss, norm, strict=True))]
+    told = _told(tmp_path, _lines("step {0} loss {1:.4f} grad_norm {2:.2f}", rows))
+    assert [kind for kind, _ in told if kind == "LossSpike"] == ([] if lower else ["LossSpike"])

@@ -28,6 +28,9 @@ MANY = 1e4
 """Number from which only its first digits are printed."""
 TALL, STEEP = 10.0, 100.0
 """Ratios of the loss and of the gradient norm of one record to those of all others of an excerpt."""
+LONG, LOWER, TWICE = 32, 0.95, 2.0
+"""Fewest records of a rise whose gradient norms are compared with those before it, the ratio of their medians, and that
+of the largest to the median before."""
 SHIFT = 0.4
 """A lasting shift by this many levels is a warning. A smaller one may be other data or another batch size."""
 
@@ -100,6 +103,12 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         text += (
             " It fell back as slowly as it had fallen before, to less than its best: as when a schedule begins again."
         )
+    calm = e.recovered and points >= LONG and peak <= loss.values[0] and _gradients_are_lower(segment, loss, e)
+    if calm:
+        text += (
+            " The gradient norm is lower meanwhile than before, and never twice as high: as when the learning rate is "
+            "raised or the data change, and not as in an instability."
+        )
     added = _new_terms(segment, onset)
     if added:
         text += f" From there on the log has {added} too: the loss has another term."
@@ -112,6 +121,7 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         and cycle is None
         and every is None
         and not again
+        and not calm
         and not added
         and not early
         and not overfits
@@ -157,6 +167,19 @@ def _cycle(segment: RunSegment, loss: Column, e: Excursion) -> int | None:
     if float(loss.values[e.peak]) - e.base >= e.scale:
         return None
     return warm_restart(segment, int(loss.steps[max(e.start - 5, 0)]), int(loss.steps[min(e.start + 5, e.peak)]))
+
+
+def _gradients_are_lower(segment: RunSegment, loss: Column, e: Excursion) -> bool:
+    """Whether the gradient norm is lower in a long rise than before it, and nowhere much higher."""
+    norm, first, stop = segment.of("grad_norm"), loss.steps[e.start], loss.steps[e.stop - 1]
+    if norm is None:
+        return False
+    before = norm.values[norm.steps < first][-WINDOW:]
+    inside = norm.values[(norm.steps >= first) & (norm.steps <= stop)]
+    if min(len(before), len(inside)) < LONG or not np.isfinite(before).all() or not np.isfinite(inside).all():
+        return False
+    usual = float(np.median(before))
+    return float(np.median(inside)) <= LOWER * usual and float(inside.max()) <= TWICE * usual
 
 
 def _gradient(segment: RunSegment, first: int, last: int) -> tuple[str, ...]:
