@@ -33,8 +33,9 @@ EXPLODES = 5.0
 """Ratio of a validation loss to its best from which overfitting is not the likely reason."""
 RETURN = 0.75
 """Share of the peak to which an excerpt must have fallen to count as recovering at its end."""
-BEYOND, LOST_FOREVER = 9.0, 100.0
-"""Rise in levels of an excerpt that ends rising, and one that is left where it falls back, from which it diverged."""
+BEYOND, GROWS, LOST_FOREVER = 9.0, 1.5, 100.0
+"""Rise in levels of an excerpt that ends rising, the same over three records, and one that is left where it falls back,
+from which it diverged."""
 FLAT = (6, 0.35)
 """Fewest records before and after a step up whose end is flat, and the span of these relative to the step."""
 NATS = 1.5
@@ -96,7 +97,8 @@ def _returning(values: Array, e: Excursion) -> bool:
     few = len(values) - e.start < FEW
     over = values[e.start :] - e.base
     far = float(over.min()) >= (EXPLODES - 1) * e.scale
-    grows = bool((np.diff(values[e.start - 1 :]) > 0).all()) and float(over[-1]) >= BEYOND * e.scale
+    beyond = BEYOND if len(over) < FEW - 1 else GROWS
+    grows = bool((np.diff(values[e.start - 1 :]) > 0).all()) and float(over[-1]) >= beyond * e.scale
     gone = len(over) > 1 and ((far and len(values) >= FEW) or grows)
     return (falls and left < LOST_FOREVER * e.scale) or (few and not gone)
 
