@@ -159,7 +159,10 @@ SCENARIOS = {
         {"loss": lambda step: max(1.0, 3 - 0.03 * step) if step < 100 else 2.8},
     ),
     "Overfitting": Scenario(
-        "logged val_loss", [3 - 0.02 * i for i in range(100)], [1.6] * 24, {"loss": lambda step: 3 * 0.97**step}
+        "logged val_loss",
+        [max(1.0, 3 - 0.06 * i) for i in range(100)],
+        [1.6] * 24,
+        {"loss": lambda step: 3 * 0.97**step},
     ),
     "EvaluationApart": Scenario(
         "logged val_loss",
