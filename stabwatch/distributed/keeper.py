@@ -65,13 +65,14 @@ class Keeper:
         self._lock = threading.Lock()
         self._whole = -1
         self._alive = 0
+        self._left = False
         self.ends = time.monotonic() + START
         """When the process ends by itself."""
 
     @property
     def over(self) -> bool:
         """Nobody needs this process any more."""
-        return not self._alive and time.monotonic() > self.ends
+        return self._left or (not self._alive and time.monotonic() > self.ends)
 
     def serve(self, sock: socket.socket) -> None:
         """Answer one connection until it ends."""
@@ -105,7 +106,7 @@ class Keeper:
             self._keep(message["first"], message["last"])
             wire.send({"kind": "yes"})
         elif kind == "leave":
-            self.ends, self._alive = 0.0, 0
+            self._left = True
             wire.send({"kind": "yes"})
         else:
             wire.send({"kind": "yes"})

@@ -201,6 +201,22 @@ def test_a_keeper_ends_some_time_after_its_rank_and_answers_no_stranger(served):
     assert keeper.over
 
 
+def test_a_keeper_that_is_told_to_end_does_so_though_its_rank_goes_after_that(served):
+    keeper, place = served()
+    with Wire.connect(place) as owner:
+        owner.ask({"kind": "own"})
+        keepers.tell(place, {"kind": "leave"})
+        assert keeper.over
+        ends = keeper.ends
+    for _ in range(200):
+        if keeper.ends > ends:
+            break
+        threading.Event().wait(0.01)
+    with Wire.connect(place) as other:
+        other.ask({"kind": "list"})
+    assert keeper.over
+
+
 def test_two_of_a_parity_group_are_lost_and_one_is_not():
     def place(rank, without=()):
         others = {str(m): {"size": 9, "crc": 1} for m in range(4) if m != rank}
