@@ -17,7 +17,7 @@ from torch import Tensor
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import shielded, unseen_by_modes
 from stabwatch.hooks.cursor import CURSOR
-from stabwatch.hooks.patching import MethodPatch, Patch
+from stabwatch.hooks.patching import MethodPatch, Patch, note_originals
 from stabwatch.hooks.probes.directional import OwnCall
 from stabwatch.hooks.probes.trained_loss import RunningBackward, remember_scaling, scale_of, scalers_used
 
@@ -58,6 +58,7 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
 
 def leave_uncompiled() -> None:
     """Compilers call the wrappers as they are, as they do with the originals. Asked for when one begins to trace."""
+    note_originals()
     skip = getattr(sys.modules.get("torch._dynamo.eval_frame"), "skip_code", None)
     wrappers: tuple[Any, ...] = (backward, grad)
     if skip is not None:

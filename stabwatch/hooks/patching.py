@@ -28,6 +28,10 @@ COUNTED = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled
 """Whether the number of references to an object is known."""
 
 
+_replaced: list[tuple[Any, Any]] = []
+"""The functions that are replaced now, and their replacements."""
+
+
 class Patch:
     """One function replaced in all module namespaces. See `references` for other places."""
 
@@ -159,6 +163,22 @@ def install_patches(patches: Iterable[Patch | MethodPatch]) -> None:
             patch.install()
     _PLACES.note_replacements(functions)
     _PLACES.move(functions)
+    _replaced.extend(functions)
+
+
+def note_originals(begins: bool = True) -> None:
+    """Compilers look up functions of torch by their names, once, and keep what they found: it may be a replacement.
+
+    Calls of that would become calls in the graph, and not be traced. begins: something is compiled now; else only what
+    was looked up so far is mended.
+    """
+    look_up: Any = getattr(sys.modules.get("torch._dynamo.trace_rules"), "get_torch_obj_rule_map", None)
+    if not hasattr(look_up, "cache_info") or not (begins or look_up.cache_info().currsize):
+        return
+    rules = look_up()
+    for original, replacement in _replaced:
+        if replacement in rules:
+            rules[original] = rules.pop(replacement)
 
 
 def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
@@ -169,6 +189,8 @@ def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
             functions.append(patch.back)
         else:
             patch.remove()
+    note_originals(begins=False)
+    _replaced[:] = [pair for pair in _replaced if pair[::-1] not in functions]
     _PLACES.move(functions)
 
 

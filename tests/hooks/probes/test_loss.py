@@ -162,6 +162,22 @@ def test_cross_entropy_inside_the_model_and_the_trained_loss_are_told_apart(redu
     assert log.series("loss")[1].tolist() == pytest.approx([trained], rel=1e-5)
 
 
+def test_functions_that_a_compiler_looks_up_while_they_are_replaced(attach):
+    """It does so once in a process, at the first compilation: that may be in the middle of a forward."""
+    look_up = torch._dynamo.trace_rules.get_torch_obj_rule_map
+    original = F.cross_entropy
+    model, (batch, *_) = WithLoss(), _uneven()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    attach(model, optimizer)
+    look_up.cache_clear()
+    assert F.cross_entropy in look_up() and original not in look_up()
+    torch.compile(model, backend="aot_eager")(*batch)["loss"].backward()
+    optimizer.step()
+    log = attach.finish()
+    assert len(log.series("token_loss")[1]) == 1
+    assert original is F.cross_entropy and original in look_up(), "it is as in an unwatched process"
+
+
 def test_the_loss_of_the_output_is_summed_over_micro_batches(attach):
     model, batches = WithLoss(), _uneven()
     with torch.no_grad():
