@@ -131,7 +131,8 @@ def read_meta(run: Path) -> Meta:
         with open(path, encoding="utf-8", opener=plain_file) as file:
             data = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
-        where = "no such folder" if not run.is_dir() else f"it has no {META}"
+        is_there = f"it has no {META}" if run.is_dir() else "it is a file"
+        where = is_there if run.exists() else "no such file or folder"
         raise RunLogError(
             f"{run} is not a run folder: {where}. Give the folder that `stabwatch.attach` printed."
         ) from None

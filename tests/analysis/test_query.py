@@ -89,7 +89,7 @@ def test_what_is_not_there_is_said(root, tmp_path):
         run.series("loss", rank=3)
     assert len(run.series("loss", rank=0)) == 300
     assert "loss" in run and "attention_entropy" not in run
-    with pytest.raises(RunLogError, match="no such folder"):
+    with pytest.raises(RunLogError, match="no such file or folder"):
         stabwatch.open_run(tmp_path / "nowhere")
     with pytest.raises(RunLogError, match="neither a run folder"):
         stabwatch.runs(tmp_path)

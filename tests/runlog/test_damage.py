@@ -226,12 +226,12 @@ def test_a_bad_meta_says_what_is_wrong(run: Path, text: str | bytes, message: st
 
 def test_a_path_that_is_no_run_folder_says_why_and_what_to_give(tmp_path: Path) -> None:
     way_out = "Give the folder that `stabwatch.attach` printed"
-    with pytest.raises(RunLogError, match=f"nowhere is not a run folder: no such folder. {way_out}"):
+    with pytest.raises(RunLogError, match=f"nowhere is not a run folder: no such file or folder. {way_out}"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(RunLogError, match=f"is not a run folder: it has no meta.json. {way_out}"):
         read_run(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(RunLogError, match="file is not a run folder: no such folder"):
+    with pytest.raises(RunLogError, match="file is not a run folder: it is a file"):
         read_run(tmp_path / "file")
 
 

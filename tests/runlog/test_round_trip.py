@@ -200,6 +200,6 @@ def test_waiting_for_a_run_ends_when_it_appears_or_when_time_is_up(tmp_path: Pat
     threading.Timer(0.15, lambda: RunFolder(tmp_path / "run", meta())).start()
     assert wait_for_run(tmp_path / "run").meta.run == "x"
     begin = time.monotonic()
-    with pytest.raises(RunLogError, match="no such folder"):
+    with pytest.raises(RunLogError, match="no such file or folder"):
         wait_for_run(tmp_path / "never", timeout=0.1)
     assert time.monotonic() - begin < 1.0
