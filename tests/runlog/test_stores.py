@@ -62,7 +62,7 @@ def test_addresses():
 def test_a_run_is_sent_while_it_goes_on_and_read_there(tmp_path):
     url = f"file://{tmp_path}/store/runs/one"
     folder = train(url, steps=12, pause=0.03, tags="a")
-    assert folder == Path("stabwatch-runs/one")
+    assert folder == Path("stabwatch-runs/one").absolute()
     sent = tmp_path / "store/runs/one"
     assert len(list(sent.glob("*.arrows"))) > 1
     assert all((sent / p.name).read_bytes() == p.read_bytes() for p in folder.glob("*.*") if p.name[0] != ".")
@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_is_still_sent(tmp_path):
 
 def test_runs_below_an_address(tmp_path):
     folder = train(None, root=f"file://{tmp_path}/store", run="named")
-    assert folder == Path("stabwatch-runs/named")
+    assert folder == Path("stabwatch-runs/named").absolute()
     assert len(read_run(tmp_path / "store/named").steps) == 5
 
 
