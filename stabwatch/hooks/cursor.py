@@ -54,7 +54,12 @@ def last_called() -> Site | None:
 
 def listening() -> Isolation | None:
     """Where errors and time of what is noted of a call are counted; None while the model's calls are not measured."""
-    root = last_called()
+    try:
+        root = last_called()
+    except Exception as error:
+        if CURSOR.root is not None:
+            CURSOR.root.context.isolation.caught("functions", error)
+        return None
     if root is None:
         return None
     flags = root.flags
