@@ -10,6 +10,8 @@ away or still scaled, logits for log-probabilities, a target that the input hold
 for places), quantised weights, and attention whose weights do not add up to 1.
 python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a codebook, a skip connection, a
 low-rank adapter, its sharpness and its Jacobian, and the numbers of a policy that are logged.
+python -m tests.agent.whole_run FOLDER game: the discriminator of a game, whose gradients are clipped by value, with
+classes for several places, and a validation loss and a score that are logged.
 """
 
 from __future__ import annotations
@@ -204,12 +206,44 @@ def of_a_policy(folder: str) -> None:
         watch.log(reward=step / 100 + 0.1 * torch.rand(()), truncated=0.1, dead_groups=0.1)
 
 
+class Judge(nn.Module):
+    """Says whether a sample is real, and one of four classes for each of six places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.real, self.kinds = nn.Linear(8, 16), nn.Linear(16, 1), nn.Linear(16, 24)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(x).tanh()
+        return self.real(hidden)[:, 0], self.kinds(hidden).unflatten(1, (4, 6))
+
+
+def of_a_game(folder: str) -> None:
+    """See the module's docstring."""
+    maker, judge = nn.Linear(8, 8), Judge()
+    made_by, judged_by = (torch.optim.SGD(m.parameters(), lr=0.05) for m in (maker, judge))
+    watch = stabwatch.attach(judge, judged_by, run_dir=folder, agent=False, verbose=False, every_step=True)
+    yes, no, judged = torch.ones(32), torch.zeros(32), F.binary_cross_entropy_with_logits
+    while True:
+        made = maker(torch.randn(32, 8))
+        real, kinds = judge(torch.randn(32, 8) + 2)
+        loss = judged(real, yes) + judged(judge(made.detach())[0], no)
+        judged_by.zero_grad()
+        (loss + F.cross_entropy(kinds, torch.randint(4, (32, 6)))).backward()
+        nn.utils.clip_grad_value_(judge.parameters(), 1.0)
+        judged_by.step()
+        made_by.zero_grad()
+        judged(judge(made)[0], yes).backward()
+        made_by.step()
+        watch.log(eval_loss=1 + 0.1 * torch.rand(()), bleu=20 + torch.rand(()))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if len(sys.argv) == 2:
         alone(sys.argv[1])
-    elif sys.argv[2] in ("mistakes", "policy"):
-        {"mistakes": of_mistakes, "policy": of_a_policy}[sys.argv[2]](sys.argv[1])
+    elif sys.argv[2] in ("mistakes", "policy", "game"):
+        {"mistakes": of_mistakes, "policy": of_a_policy, "game": of_a_game}[sys.argv[2]](sys.argv[1])
     else:
         of_two(sys.argv[1], int(sys.argv[2]), sys.argv[3])
