@@ -377,7 +377,7 @@ called a spike or told a record late. The warned about: hard-wrapped lines of da
 fall to a thousandth at once, and a term of a game that is ten times as high for three epochs, which is so. After
 mending 25 are found, 24 of the right kind and step, and only the last is warned about. Round 30 was read after that. It
 is mostly NaN; missed was a loss at ln 2 with an accuracy below chance, and the one warned about is the loss of each
-epoch's last batch. Both are mended: 12 of 12, none warned about. Round 31 is 20 curves of AlgoPerf drawn by chance,
+epoch's last batch. Both are put right: 12 of 12, none warned about. Round 31 is 20 curves of AlgoPerf drawn by chance,
 which are all healthy; two of them were warned about, cycles of a rate that is not in the log, which come back to their
 best after a quarter of the time before, as real spikes do. Their gradient norms are lower than before meanwhile, and
 this tells them from spikes now: none is warned about.

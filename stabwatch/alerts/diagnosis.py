@@ -15,6 +15,7 @@ from stabwatch.alerts.evidence import RECENT, TOGETHER, Evidence, Found, RootCau
 from stabwatch.alerts.incidents import Confidence, Incident, gravest, rank, rule_incidents, worst_of
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.alerts.rule import Alert
+from stabwatch.alerts.run_context import HABITS
 from stabwatch.alerts.templates import format_batch, group_names
 
 MOST_BATCHES = 4
@@ -51,11 +52,6 @@ _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SYMPTOMS = (*_LOSS, "NonFinite")
 _OF_LOSS = ("LossConstant", "LossLostAtRateJump", "LossStuck", "LossWithoutBound", "OddBatches")
 """Rules that speak of the loss itself."""
-_HABITS = {
-    "batch_repeated": " Nearly all steps were given the batch of the step before.",
-    "weights_written": " The program writes into the weights between nearly all steps.",
-}
-"""What a loop may do on purpose, and by mistake: told where nothing is wrong that a rule knows."""
 NEARLY_ALL = 0.95
 OUTCOMES = ("NotLearning", "NoBetterThanMean")
 """They say that nothing is learned, and not why: what else began before they were seen comes first."""
@@ -160,7 +156,7 @@ def _calm(engine: Engine) -> str:
         return "Nothing has been recorded yet."
     steps = engine.data_changes
     what = f" The data changed, and the loss with them, at step {' and '.join(map(str, steps))}." if steps else ""
-    habits = [text for signal, text in _HABITS.items() if engine.memory.share_of(signal) >= NEARLY_ALL]
+    habits = [text for signal, text in HABITS.items() if engine.memory.share_of(signal) >= NEARLY_ALL]
     return f"Nothing left its normal range up to step {engine.last_step}.{what}{''.join(habits)}"
 
 

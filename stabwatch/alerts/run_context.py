@@ -24,8 +24,13 @@ _CONTEXT = (
 )  # fmt: skip
 _HIGHER = 1.2
 """A new peak of the update ratio is kept if it is higher by this factor, so that few are kept."""
-_TOLD, _FEWEST_TOLD = ("batch_repeated", "weights_written"), 64
-"""What a loop does in each step, and steps of which that is known from which on it is told."""
+HABITS = {
+    "batch_repeated": " Nearly all steps were given the batch of the step before.",
+    "weights_written": " The program writes into the weights between nearly all steps.",
+}
+"""What a loop may do on purpose, and by mistake: told where nothing is wrong that a rule knows."""
+_FEWEST_TOLD = 64
+"""Steps of which that is known from which on it is told."""
 _ONE = 1.001
 """Stable rank below which a matrix is of rank one, but for rounding."""
 _JUMP = 2.0
@@ -109,11 +114,11 @@ class RunContext:
         self._stable = self._norms
         self._has_gradient: dict[str, bool] = {}
         self._rank_one: dict[str, bool] = {}
-        self._told: dict[str, NDArray[np.int64]] = {name: np.zeros(2, dtype=np.int64) for name in _TOLD}
+        self._told: dict[str, NDArray[np.int64]] = {name: np.zeros(2, dtype=np.int64) for name in HABITS}
         self._told_columns: list[tuple[str, int]] = []
 
     def share_of(self, signal: str) -> float:
-        """In what share of the steps of which it is known `batch_repeated` or `weights_written` was so; 0 of few."""
+        """In what share of the steps of which it is known one of `HABITS` was so; 0 of few."""
         so, known = self._told[signal].tolist()
         return so / known if known >= _FEWEST_TOLD else 0.0
 
@@ -177,7 +182,7 @@ class RunContext:
         self._bad = _columns(keys, "activation_nonfinite_total")
         self._norms = _columns(keys, "layer_gradient_norm")
         self._stable = _columns(keys, "stable_rank")
-        self._told_columns = [(k.signal, i) for i, k in enumerate(keys) if k.signal in _TOLD and not k.layer]
+        self._told_columns = [(k.signal, i) for i, k in enumerate(keys) if k.signal in HABITS and not k.layer]
         spectra = _columns(keys, "singular_value_max")
         recurrent = [c for c in spectra.tolist() if RECURRENT in keys[c].layer]
         self.recurrent_layers = frozenset(keys[c].layer.rpartition(".")[0] for c in recurrent)

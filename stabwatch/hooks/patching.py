@@ -170,7 +170,7 @@ def note_originals(begins: bool = True) -> None:
     """Compilers look up functions of torch by their names, once, and keep what they found: it may be a replacement.
 
     Calls of that would become calls in the graph, and not be traced. begins: something is compiled now; else only what
-    was looked up so far is mended.
+    was looked up so far is put right.
     """
     look_up: Any = getattr(sys.modules.get("torch._dynamo.trace_rules"), "get_torch_obj_rule_map", None)
     if not hasattr(look_up, "cache_info") or not (begins or look_up.cache_info().currsize):

@@ -102,7 +102,7 @@ class Session(SessionRanks):
 
     @classmethod
     def ended_elsewhere(cls, run: str, run_dir: Path) -> Session:
-        """What stands in another process, or in a checkpoint, for the session of a run: it watches nothing."""
+        """The session of a run as another process or a checkpoint has it: it watches nothing."""
         session = cls.__new__(cls)
         session._unattached(Config(), run, run_dir)
         session.copied = True

@@ -96,12 +96,12 @@ def _returns(values: Array, i: int, stop: int, base: float, unit: float) -> Excu
 def _stays(values: Array, i: int, base: float, unit: float) -> Excursion | None:
     """A jump to where nothing is left of the descent, up to the end."""
     tail, top = values[i:], float(values[:i].max())
-    rises = bool((np.diff(values[i - 1 :]) > 0).all()) and float(tail[-1]) > top
+    climbs = bool((np.diff(values[i - 1 :]) > 0).all())
+    rises = climbs and float(tail[-1]) > top
     few = i < BEFORE or len(tail) < LAST
     if few and not (rises and len(values) <= EXCERPT and _is_convex(values[:i])):
         return None
-    climbs = len(tail) > LAST and bool((np.diff(values[i - 1 :]) > 0).all())
-    lost = 0.0 if rises else LOST_CLIMBING if climbs else LOST
+    lost = 0.0 if rises else LOST_CLIMBING if climbs and len(tail) > LAST else LOST
     if float(tail.min()) - base < (KEEPS - 1) * unit or float(tail[-2:].min()) < base + lost * (top - base):
         return None
     if tail[-1] - base < ENDS * float(tail.max() - base):

@@ -22,7 +22,7 @@ ABOVE, LEAST = 10.0, 3.0
 """Ratio of most of them, and of each, to the training loss before it. Overfitting begins near the training loss."""
 BEYOND = (1e3, 20.0)
 """Ratio of each validation loss to the training loss, and its least size; for perplexities ten and a hundred times."""
-WILD, OFF, ALIKE = (6, 64), 5.0, 2.0
+WILD, OFF, SIMILAR = (6, 64), 5.0, 2.0
 """Fewest and most validations that show single jumps, their ratio to the median, and the largest among the others."""
 SAME = 5
 """Fewest validations whose accuracy is one number while the training loss falls."""
@@ -58,7 +58,7 @@ def _wild(told: Column) -> list[Incident]:
     high = told.values >= OFF * middle
     calm = told.values[~high]
     at = np.flatnonzero(high)
-    if len(at) < 2 or len(calm) <= len(at) or calm.max() > ALIKE * calm.min() or np.diff(at).min() < 2:
+    if len(at) < 2 or len(calm) <= len(at) or calm.max() > SIMILAR * calm.min() or np.diff(at).min() < 2:
         return []
     first, worst = int(at[0]), int(np.argmax(told.values))
     text = (
