@@ -47,7 +47,9 @@ is without `use_orig_params`, `2d` is FSDP2 over tensor parallelism, `_sequence`
 (`tp_sequence` adds up two micro-batches), `tp_loss` also splits the classes of the loss over ranks, `fsdp2_accumulates`
 leaves out the first of two gradient synchronisations; `interleaved`, `zero_bubble` and `v` have two stages on each
 rank. Some differ by their nature: tokens of the residual stream are drawn within the batch of each rank, and the
-gradients of activations and of a writer's modes are those of the loss of that batch.
+gradients of activations and of a writer's modes are those of the loss of that batch. Gradients of norms under
+`tp_sequence` are sums over ranks: equal as long as their numbers fit into a record beside all else (a megabyte that a
+rank receives), else estimated from sketches, which the run says, with the standard deviation (docs/design.md, Ranks).
 """
 
 

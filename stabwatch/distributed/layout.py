@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from stabwatch.distributed import summands as sums
 from stabwatch.distributed.summands import Summands, Sums
-from stabwatch.distributed.tree import RankSet, union
+from stabwatch.distributed.tree import FAN_OUT, RankSet, union
 from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.signals.reductions import IDENTITY, Op
 
@@ -40,6 +40,8 @@ COMPARING = ("rank_busy", "rank_loss", "rank_nonfinite", "replica_")
 CHECKS = ("checksum", "buffer_checksum")
 """Taps of what equal replicas share, from which ranks are compared; it is not written to the log."""
 ROUNDING = 1e-6
+RECEIVED = 1_000_000
+"""Bytes of a record that a rank may receive: sketches of gradients (see summands.py) take what is left of them."""
 _ORDER: tuple[Op, ...] = ("sum", "max", "min", "arg")
 
 
@@ -200,7 +202,8 @@ class MergeLayout:
                 for i, numbers in enumerate(mine):
                     places = self._back[self._starts[cells[known]] + i]
                     values[places] = np.maximum(values[places], 0.0)  # the identity of what replicas share is -inf
-                    (np.maximum if i == 3 else np.add).at(values, places, numbers[known])
+                    with np.errstate(invalid="ignore"):
+                        (np.maximum if i == 3 else np.add).at(values, places, numbers[known])
         return Partial(partial.ranks, values, lacking)
 
     def present(self, partial: Partial) -> NDArray[np.bool_]:
@@ -249,6 +252,16 @@ class MergeLayout:
         values = self._identity.copy()
         values[measured] = numbers
         return Partial(ranks, values, lacking, sums.unpack(block, first + 8 * int((~exact).sum())))
+
+
+def room(layout: RecordLayout, stages: int) -> int:
+    """Numbers that one rank may send with a record for sketches.
+
+    layout: of the record of one of several stages, with as much in that of each other stage.
+    """
+    sums = sum(op == "sum" for fields in layout.fields for _, op in fields)
+    most = 4 * (layout.width + sums) + (layout.width + 2 * len(layout.accumulators)) // 8 + 3
+    return max(0, RECEIVED // FAN_OUT // stages - most) // 4
 
 
 def _bits(block: bytes, first: int, number: int) -> NDArray[np.bool_]:

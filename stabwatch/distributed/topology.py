@@ -7,6 +7,7 @@ the handles of FSDP1, and what DistributedDataParallel is told to ignore. Everyt
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from stabwatch.distributed.health import REPLICATED
 from stabwatch.distributed.layout import Kind
 from stabwatch.distributed.ranks import root_of
 from stabwatch.distributed.stages import Stage
+from stabwatch.distributed.summands import Place
 from stabwatch.distributed.unreduced import holders
 from stabwatch.runlog import Accumulator
 
@@ -161,21 +163,26 @@ class Topology:
         _ = self._held  # now, at an optimizer's step: FSDP1 has whole parameters at other times
         return self._placed.get(id(parameter), (False, self._rank == 0))[1]
 
-    def ranks_of(self, gradient: Any) -> tuple[int, ...] | None:
-        """The ranks whose summands make a gradient (a DTensor) whole with that of this one, as the job calls them.
+    def place_of(self, gradient: Any) -> Place | None:
+        """Where in a gradient (a DTensor) that is a sum over ranks the summand of this rank belongs.
 
-        None of them where other ranks have the same and come first. It is not known (None) of anything but sums.
+        Ranks are called as in the job. It is not known (None) of anything but sums.
         """
         mesh, placements = gradient.device_mesh, gradient.placements
         coordinate = mesh.get_coordinate()
-        known = all(_is_sum(placement) for placement in placements if placement.is_partial())
+        known = all(_is_sum(p) if p.is_partial() else p.is_replicate() or p.is_shard() for p in placements)
         if self._world == 1 or coordinate is None or not known:
             return None
+        dims, shard, shards = list(gradient.shape), 0, 1
+        for i, placement in enumerate(placements):
+            if placement.is_shard():
+                dims[placement.dim] = -(-dims[placement.dim] // mesh.size(i))
+                shard, shards = shard * mesh.size(i) + coordinate[i], shards * mesh.size(i)
         first = all(c == 0 for c, placement in zip(coordinate, placements, strict=True) if placement.is_replicate())
         if not first or not _first_outside(mesh, self._stage(), self._first):
-            return ()
-        place = tuple(slice(None) if p.is_partial() else c for c, p in zip(coordinate, placements, strict=True))
-        return tuple(sorted(mesh.mesh[place].flatten().tolist()))
+            return Place((), shard, shards, math.prod(dims))
+        place = tuple(0 if placement.is_replicate() else slice(None) for placement in placements)
+        return Place(tuple(sorted(mesh.mesh[place].flatten().tolist())), shard, shards, math.prod(dims))
 
     @cached_property
     def _held(self) -> frozenset[str]:

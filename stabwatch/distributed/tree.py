@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-FAN_OUT = 6
-"""Most children of a node: 10,000 ranks are six levels below the root, and seven ranks are one. With more, a node would
-receive more at once than a slow network carries in a step."""
+FAN_OUT = 3
+"""Most children of a node: 10,000 ranks are nine levels below the root, and four ranks are one. With more, a node would
+receive more than a megabyte with the record of a model of 80 blocks whose parameters are sharded."""
 
 RankSet = tuple[tuple[int, int], ...]
 """Ascending, disjoint, non-adjacent half-open ranges."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stabwatch.distributed.summands import Place
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.probe import PROBES, Probe
@@ -108,14 +109,18 @@ class StepTaps:
         )
 
     def count_only(
-        self, counts: Callable[[nn.Parameter], bool], ranks_of: Callable[[Any], tuple[int, ...] | None]
+        self, counts: Callable[[nn.Parameter], bool], place_of: Callable[[Any], Place | None], room: Callable[[], int]
     ) -> None:
         """Measure only the parameters for which `counts` is true. Others are counted by another rank that has them.
 
-        ranks_of: see `SpreadGradients`.
+        place_of, room: see `SpreadGradients`.
         """
         self._parameters.counts = self._probes.counts = counts
-        self._parameters.spread.ranks_of = ranks_of
+        self._parameters.spread.place_of, self._parameters.spread.room = place_of, room
+
+    def _tell_estimates(self) -> None:
+        if told := self._parameters.spread.estimates:
+            self._context.unmeasured("note", "estimated gradients", told)
 
     def with_state(self) -> frozenset[str] | None:
         """See `ParameterProbes`."""
@@ -243,6 +248,7 @@ class StepTaps:
             if closure:
                 isolate(layers.GRADIENT, self._parameters.read_gradients, optimizer)
                 isolate(layers.GRADIENT, self._parameters.add_gradients)
+            self._tell_estimates()
             isolate(layers.CHANGE, self._parameters.measure_updates)
         if flags.deep:
             self._context.isolation.run("parameters", "deep", self._probes.after, inner or optimizer)

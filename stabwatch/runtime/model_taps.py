@@ -12,6 +12,7 @@ from torch import nn
 from stabwatch.config import Config
 from stabwatch.distributed.flat import note
 from stabwatch.distributed.health import RankHealth
+from stabwatch.distributed.layout import room
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.distributed.topology import Topology
 from stabwatch.hooks.base.context import TapContext
@@ -108,11 +109,16 @@ class ModelTaps:
                 whole, ranks.rank, ranks.world if ranks.wanted else 1,
                 lambda: self.parameters.tracked, self.steps.with_state, lambda: ranks.stage, ranks.numbers[0],
             )  # fmt: skip
-            self.steps.count_only(self.topology.counts, self.topology.ranks_of)
             if replicas is not None:
                 replicas.compares = self.topology.has_replicas
             self.layout = RecordLayout.without_series(self.buffer.accumulators)
             self.health = RankHealth(self.layout)
+            record = RecordLayout.without_series((*self.layout.accumulators, *self.health.sources))
+            self.steps.count_only(
+                self.topology.counts,
+                self.topology.place_of,
+                lambda: room(record, len(ranks.stage.ranks) if ranks.stage else 1),
+            )
             expected = (*context.run.expected, *self.modules.expected, *self.parameters.expected)
 
             def assembler(accumulators: Iterable[Accumulator], health: RankHealth, old: Assembler | None) -> Assembler:

@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from stabwatch.hooks.base.spread_gradients import only_moments
+from stabwatch.distributed.summands import deviation
+from stabwatch.hooks.base.spread_gradients import estimated, only_moments
 from stabwatch.hooks.base.tensors import SPREAD
 from stabwatch.hooks.probes.loss import CLASSES_ELSEWHERE
 from stabwatch.runlog import read_run
 from stabwatch.runtime.pipeline_events import OTHER_STAGE, WITHIN_STAGE
 from stabwatch.signals import CATALOGUE
-from tests.distributed.placement_job import GROWS_AT, INTERLEAVED, PIPELINES, STEPS
+from tests.distributed.placement_job import GROWS_AT, INTERLEAVED, PIPELINES, ROUGH, STEPS
 from tests.processes import run_python
 from tests.sampling import sample
 
@@ -68,7 +69,7 @@ def _job(out, modes):
 
 
 def _of_sample(once):
-    modes = {mode: MODES[mode] for mode in SAMPLE} | {"groups": 4}
+    modes = {mode: MODES[mode] for mode in SAMPLE} | {"groups": 4, "tp_sequence+rough": 2}
     return once("placements-sample", lambda out: _job(out, modes))
 
 
@@ -133,6 +134,21 @@ def test_summands_of_gradients_are_added_up_and_what_is_made_of_single_ones_is_n
     clipped = [key.layer for key in single.keys if key.signal == "layer_gradient_norm" and key.layer != "enter"]
     norms = np.sqrt(sum(single.series("layer_gradient_norm", layer)[1] ** 2 for layer in clipped))
     np.testing.assert_allclose(job.series("gradient_norm_before_clip")[1], norms, rtol=RTOL)
+
+
+def test_sums_of_gradients_with_too_many_numbers_are_estimated_and_said_to_be(once):
+    runs, norms = _of_sample(once), ["blocks.0", "blocks.1"]
+    job, single = read_run(runs / "tp_sequence+rough"), read_run(runs / "single")
+    [coverage] = [event.data for event in job.events if event.kind == "coverage"]
+    said = {each["tap"]: each["reason"] for each in coverage["notes"]}
+    assert said["estimated gradients"] == estimated(norms, ROUGH) and not coverage["missing"]
+    for key in single.keys:
+        if key.signal in ("layer_gradient_norm", "gradient_rms", "gradient_norm", "group_gradient_norm"):
+            off = np.abs(job.series(*_of(key))[1] / single.series(*_of(key))[1] - 1)
+            least = 1e-6 if key.layer in (*norms, "", "group0") else -1
+            assert len(off) == STEPS and least < off.max() < (3 * deviation(ROUGH) if least > 0 else RTOL), (key, off)
+        if key.signal == "gradient_abs_max":
+            assert np.isnan(job.series(*_of(key))[1]).all() == (key.layer in norms), key
 
 
 def test_of_classes_that_are_split_over_ranks_the_loss_and_the_labels_are_measured(run_of):
