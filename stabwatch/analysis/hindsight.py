@@ -219,6 +219,8 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
         return replace(incident, severity="info", text=text)
     if incident.condition == "LossConstant" and (text := _too_coarse(incident, found)):
         return replace(incident, severity="info", text=text)
+    if incident.condition == "Overfitting" and (text := _came_back(incident, found)):
+        return replace(incident, severity="info", text=text)
     if not incident.is_problem or (incident.last_step is None and incident.condition != "LossSpike"):
         return incident
     if incident.condition == "RankHoldsUp":
@@ -283,6 +285,22 @@ def _never_above_zero(incident: Incident, found: Sequence[RunSegment]) -> str:
         f"The learning rate is printed as 0 in each of its {len(rate)} records: the log has too few digits, or nothing "
         f"is trained."
     )
+
+
+def _came_back(incident: Incident, found: Sequence[RunSegment]) -> str:
+    """What to say of a rise of the validation loss, if that was later lower than ever before; empty for others."""
+    segment = _segment_of(incident, found)
+    told = None if segment is None else next((c for c in segment.columns if c.name == incident.signal), None)
+    if told is None or not len(told):
+        return ""
+    before = told.steps <= incident.first_step
+    earlier, later = told.values[before], told.values[~before]
+    if not np.isfinite(earlier).any() or not np.isfinite(later).any():
+        return ""
+    at = int(np.nanargmin(later))
+    if later[at] >= np.nanmin(earlier):
+        return ""
+    return f"{incident.text} It was {later[at]:.4g} at step {told.steps[~before][at]}, lower than ever before."
 
 
 def _is_usual(incident: Incident, found: Sequence[RunSegment]) -> bool:

@@ -8,21 +8,29 @@ import numpy as np
 
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import number_of
-from stabwatch.analysis.readers.log import LogRun
+from stabwatch.analysis.readers.log import Column, LogRun
 
 SHORT = 20
 """Fewest records to distinguish a slow problem from noise."""
+
+
+_MOST_NAMES = 6
+
+
+def _instead(run: LogRun, other: Column | None) -> str:
+    """What was judged without a training loss, or which columns there are."""
+    if other is not None:
+        return f": the validation loss '{other.name}' was judged instead"
+    names = [column.name for column in run.columns if column.name and len(column)]
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f": no name of its columns is that of a loss ({', '.join(names[:_MOST_NAMES])}{more})" if names else ""
 
 
 def limitations(run: LogRun, found: Sequence[RunSegment]) -> Iterator[str]:
     """One sentence per limitation. found: the segments of the run."""
     if run.of("loss") is None:
         other = run.of("eval_loss")
-        yield (
-            "No training loss in this log."
-            if other is None
-            else f"No training loss in this log: the validation loss '{other.name}' was judged instead."
-        )
+        yield f"No training loss in this log{_instead(run, other)}."
     norm = run.of("grad_norm")
     if norm is None:
         yield "No gradient norm in this log: a rise before that of the loss cannot be seen."

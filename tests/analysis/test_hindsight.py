@@ -259,3 +259,33 @@ def test_a_policy_loss_that_converges_to_zero_has_not_diverged(tmp_path):
     worse = np.where(np.arange(600) < 200, loss, np.linspace(-0.8, 4, 600))
     lost = analyze(folder(tmp_path / "density", block({"loss": worse.tolist()})))
     assert [i.condition for i in lost.incidents if i.is_problem] == ["LossDivergence"]
+
+
+def _validated(told, fell=0.3, spacing=4):
+    """A log whose training loss falls to a share, with a validation every few records."""
+    length = len(told) * spacing
+    loss = np.exp(np.linspace(0, np.log(fell), length))
+    every = [told[i // spacing] if i % spacing == spacing - 1 else None for i in range(length)]
+    return analysed(run_of(loss=loss, eval_loss=every))
+
+
+@pytest.mark.parametrize("scatter", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_validation_losses_that_scatter_are_no_overfitting(scatter, seed):
+    rng = np.random.default_rng(seed)
+    told = np.exp(-np.linspace(0, 1, 100) + scatter * rng.standard_normal(100))
+    assert not [i for i in _validated(told).incidents if i.condition == "Overfitting" and i.is_problem]
+
+
+@pytest.mark.parametrize("scatter", [0.01, 0.05])
+def test_validation_losses_that_rise_out_of_their_scatter_are(scatter):
+    curve = np.concatenate((-np.linspace(0, 1, 20), -1 + 0.03 * np.arange(1, 31)))
+    told = np.exp(curve + scatter * np.random.default_rng(0).standard_normal(50))
+    (found,) = [i for i in _validated(told).incidents if i.is_problem]
+    assert found.condition == "Overfitting" and 80 <= found.first_step <= 150
+
+
+def test_a_rise_before_the_lowest_validation_is_information():
+    curve = np.concatenate((1 - 0.05 * np.arange(10), 0.55 + 0.05 * np.arange(8), 0.5 - 0.02 * np.arange(12)))
+    (found,) = [i for i in _validated(curve).incidents if i.condition == "Overfitting"]
+    assert not found.is_problem and "0.28 at step 119, lower than ever before" in found.text

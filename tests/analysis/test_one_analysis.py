@@ -97,7 +97,10 @@ def test_a_calm_run():
         (run_of(loss=LOSS, grad_norm=[0.0] * 200), "it was not measured"),
         (run_of(loss=LOSS[:9]), "Only 9 records"),
         (run_of(eval_loss=LOSS), "the validation loss 'eval_loss' was judged instead"),
-        (run_of(learning_rate=LOSS), "No training loss in this log."),
+        (
+            run_of(learning_rate=LOSS),
+            "no name of its columns is that of a loss (learning_rate).",
+        ),
         (run_of(loss=LOSS, other__policy_loss=LOSS), "it was not judged whether the loss falls"),
         (LogRun(**{**vars(run_of(loss=LOSS)), "step_unit": "ordinal"}), "its records were numbered"),
     ],

@@ -17,6 +17,8 @@ from stabwatch.runlog import SeriesKey
 
 EVALUATED, TRAINED = 3, 16
 """Evaluations, and training losses, whose median counts."""
+SCATTERED, LEAST_SCATTER = 34, 1e-3
+"""Evaluations whose scatter counts, and the least that it is taken for."""
 
 
 class EvaluationFeature(RoleFeature):
@@ -40,6 +42,12 @@ class EvaluationFeature(RoleFeature):
         DerivedSignal(
             "loss_since_first_eval_ratio", "Training loss over what it was at the first validation.", "ratio", "run"
         ),
+        DerivedSignal(
+            "eval_loss_rise_to_scatter_ratio",
+            "Logarithm of the ratio of the logged validation loss to its best, over its usual scatter.",
+            "ratio",
+            "run",
+        ),
     )
 
     def __init__(self) -> None:
@@ -56,6 +64,7 @@ class EvaluationFeature(RoleFeature):
         self._evaluated: deque[float] = deque(maxlen=EVALUATED)
         self._best, self._then = math.inf, math.nan
         self._told: list[float] = []
+        self._logarithms: deque[float] = deque(maxlen=SCATTERED)
         self._first_loss = self._first_told = self._least = math.nan
 
     def _observe(self, values: Array) -> dict[str, float] | None:
@@ -68,12 +77,14 @@ class EvaluationFeature(RoleFeature):
         if math.isnan(evaluated):
             return None
         self._evaluated.append(evaluated)
+        self._logarithms.append(math.log(evaluated) if evaluated > 0 else math.nan)
         now, trained = (median(np.array(x)) if x else math.nan for x in (self._evaluated, self._trained))
         if len(self._evaluated) == EVALUATED and now < self._best:
             self._best, self._then = now, trained
         known = 0 < self._best < math.inf and self._then > 0
         best = (now / self._best, trained / self._then) if known else (math.nan, math.nan)
-        numbers = (*best, *self._beside(evaluated, trained))
+        rise = math.log(best[0]) / _scatter(self._logarithms) if best[0] > 0 else math.nan
+        numbers = (*best, *self._beside(evaluated, trained), rise)
         found = dict(zip((g.name for g in self.gauges), numbers, strict=True))
         return found | {"now": now, "best": self._best, "trained": trained}
 
@@ -95,6 +106,14 @@ class EvaluationFeature(RoleFeature):
         return np.full(len(values), self._roles.bound)
 
 
+def _scatter(logarithms: Sequence[float]) -> float:
+    """Standard deviation of single values around a curve, robust: by the middle of three on the line of the others."""
+    x = np.array(logarithms)
+    apart = np.abs(x[1:-1] - (x[:-2] + x[2:]) / 2)
+    apart = apart[np.isfinite(apart)]
+    return max(median(apart) * 1.4826 / math.sqrt(1.5), LEAST_SCATTER) if len(apart) else math.nan
+
+
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (EvaluationFeature(),)
@@ -114,6 +133,7 @@ RULES: tuple[Rule, ...] = (
                 when=(
                     Condition("eval_loss_to_best_ratio", above=1.25),
                     Condition("loss_since_best_eval_ratio", below=0.8),
+                    Condition("eval_loss_rise_to_scatter_ratio", above=4.0),
                 ),
                 for_points=3,
             ),
@@ -124,7 +144,7 @@ RULES: tuple[Rule, ...] = (
         ),
         warm_up=6,
         source="a quarter above its best in the median of three evaluations, while the training loss has fallen by a "
-        "fifth: what is left of a good end scatters by less",
+        "fifth, and four standard deviations of single evaluations: the best of many that scatter is less far below",
         remedy=(
             "Keep the checkpoint of the best validation loss, and stop.",
             "More data, augmentation, weight decay, dropout, or a smaller model.",

@@ -87,10 +87,14 @@ def _at_chance(segment: RunSegment, loss: Column) -> str:
         for column, share in _accuracies(segment, loss):
             middle, chance = float(np.median(share)), 1 / classes + min(CHANCE, 0.2 / classes)
             if share.min() > 0 and middle <= chance and (middle >= 2 / classes - chance or share.max() <= chance):
+                both = middle >= 2 / classes - chance
+                guessing = f"guessing among {classes} classes"
                 return (
                     f"The {segment.loss_name} stays near ln {classes} and the accuracy ('{column.name}') at "
-                    f"{float(np.median(column.values)):g} in {number_of(len(loss), 'epoch')}: those of guessing among "
-                    f"{classes} classes. Nothing is learned so far." + how_sure(len(loss), "possible")
+                    f"{float(np.median(column.values)):g} in {number_of(len(loss), 'epoch')}: "
+                    + (f"those of {guessing}" if both else f"the loss of {guessing}, and no accuracy above it")
+                    + ". Nothing is learned so far."
+                    + how_sure(len(loss), "possible")
                 )
     return ""
 

@@ -31,6 +31,9 @@ _FREE = re.compile(
 )
 """Columns of reinforcement learning and adversarial training, whose losses need not fall. Rewards of preference
 tuning (chosen, rejected) are excluded, because its loss falls."""
+_EXPLORES = re.compile(r"(?<![a-z])(?:ε|eps(?:ilon)?|exploration(?:_rate)?)(?:_greedy)?(?![a-z])", re.IGNORECASE)
+SELDOM = 0.1
+"""Share of the records in which the exploration may rise: several runs in one log."""
 
 _BEGINNING = 5
 """A log contains the start of training if its first step is within this many record intervals from 0."""
@@ -114,7 +117,15 @@ class RunSegment:
     def must_fall(self) -> bool:
         """Whether the loss of a healthy run falls. Not so in reinforcement learning and adversarial training."""
         named = any(_FREE.search(plain(CAMEL.sub("_", column.name))) for column in self.run.columns)
-        return self.run.comparable and not named
+        return self.run.comparable and not named and not any(map(_explores, self.run.columns))
+
+
+def _explores(column: Column) -> bool:
+    """Whether a column is the share of random actions: at most 1, and never rising. The privacy loss ε rises."""
+    if not len(column) or not _EXPLORES.fullmatch(plain(column.name).rsplit("/", 1)[-1]):
+        return False
+    rises = float(np.mean(np.diff(column.values) > 0)) if len(column) > 1 else 0.0
+    return bool(column.values.min() >= 0 and column.values.max() <= 1 and rises <= SELDOM)
 
 
 def picked(column: Column, keep: NDArray[np.bool_] | slice) -> Column:

@@ -47,6 +47,8 @@ _KL_BETWEEN = re.compile(r"KL (?:divergence )?between (?!step)", re.IGNORECASE)
 _LONGEST_NAME = 48
 _CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
 """Text before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
+_MARK = re.compile(r"[^\w#%]+")
+"""What is left of the text before a name: `(phase 1). loss`."""
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
 
@@ -96,7 +98,7 @@ def key_of(text: str) -> str | None:
     for count in (3, 2, 1):
         name = " ".join(words[-count:]) if len(words) >= count else ""
         if name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS or role_of(name) in MAIN_ROLES):
-            bare = name.lstrip("#")
+            bare = name.lstrip("#- ")
             return bare or (name if text.strip() == name else None)
     last = words[-1] if words else ""
     if len(words) == 1 and is_of_policy(last):
@@ -127,6 +129,7 @@ def _name(text: str) -> str | None:
         name = " ".join(words[-4:]) + " (" + text.rsplit(" (", 1)[1]
     else:
         words = [w for w in _DELIMITER.split(text)[-1].split() if w not in _LEVELS]
+        words = words[1:] if len(words) > 1 and _MARK.fullmatch(words[0]) else words
         name = " ".join(words)
         if (_LOSS_OF.match(name) or _KL_BETWEEN.match(name)) and len(name) <= _LONGEST_NAME:
             return name

@@ -174,8 +174,8 @@ _PART = re.compile(
     r"|(?:rpn|rcnn|smooth|b?box|loc|reg)\w*_?l1"
 )
 """Names of loss components in image restoration (BasicSR), translation (CycleGAN, pix2pix) and detection (MXNet)."""
-_SYMBOL = re.compile(r"(?:^|[/ ])L_[A-Za-z]\w*$")
-"""A loss as formulas have it: `L_out`."""
+_SYMBOL = re.compile(r"(?:^|[/ _])L_[A-Za-z]\w*$")
+"""A loss as formulas have it: `L_out`, `train_L_vae`."""
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*loss(?:_(?:so_far|avg|mean|value|epoch|step))*"

@@ -30,15 +30,16 @@ class Points:
         self._before += size
 
     def run(self, name: str) -> LogRun:
-        """The run: a record for each step with a training column, in the order of the file."""
+        """The run: a record for each step with a training column (with any, if none is known), in the file's order."""
         columns, places = [], []
         merged = {tag: tuple(np.concatenate(c) for c in zip(*parts, strict=True)) for tag, parts in self._parts.items()}
         roles = assign_roles({tag: len(parts[0]) for tag, parts in merged.items()})
+        known = any(role != "other" for role in roles.values())
         for tag, (at, steps, walls, values) in sorted(merged.items(), key=lambda item: int(item[1][0].min())):
             order = np.argsort(at, kind="stable")
             lines = np.full(len(at), -1, dtype=np.int64)
             columns.append(Column(tag, roles[tag], steps[order].astype(np.int64), values[order], lines))
-            if roles[tag] not in ("eval_loss", "other") or len(merged) < 3:
+            if roles[tag] not in ("eval_loss", "other") or not known or len(merged) < 3:
                 places.append((at[order], steps[order], walls[order]))
         at, steps, walls = (np.concatenate(c) for c in zip(*places, strict=True)) if places else (np.zeros(0),) * 3
         order = np.argsort(at, kind="stable")

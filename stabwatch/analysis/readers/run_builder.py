@@ -29,6 +29,7 @@ MOST_COLUMNS = 4096
 """Most keys of a training log; further ones are left out, with a note."""
 MOST_POINTS = 2_000_000
 """Most points of all columns together. Above it, records without unusual values are thinned to one in 2, 4, 8 ..."""
+_OF_POINTS = ("steps", "values", "lines")
 _RARE = 16
 """A column with fewer points than this share of the records is not thinned."""
 
@@ -252,7 +253,7 @@ class RunBuilder:
             arrays = (np.frombuffer(a, dtype=t).copy() for a, t in
                       ((series.steps, np.int64), (series.values, np.float64), (series.lines, np.int64)))  # fmt: skip
             columns.append(Column(key, roles[key], *arrays))
-        return LogRun(
+        found = LogRun(
             name=self.name if name is None else name,
             columns=tuple(columns),
             steps=np.frombuffer(self._steps, dtype=np.int64).copy(),
@@ -261,6 +262,7 @@ class RunBuilder:
             step_unit=self.unit,
             remarks=tuple(self.remarks),
         )
+        return _without_settings(found)
 
     def _of_catboost(self) -> dict[str, Role]:
         """Roles of its `learn` and `test`, which are a loss or a score as its user chose: a loss falls, or is NaN."""
@@ -272,6 +274,18 @@ class RunBuilder:
         told: dict[str, Role] = {"learn": "loss", "test": "eval_loss"} if falls else {}
         told |= {"total": "other", "remaining": "other"}  # times
         return {key: role for key, role in told.items() if key in self._series}
+
+
+def _without_settings(run: LogRun) -> LogRun:
+    """Without records above the first loss of which one has a higher step: `lr 0.001`, `n_iter 200000` are settings."""
+    loss = run.of("loss")
+    first = int(loss.lines[0]) if loss is not None and len(loss) else -1
+    before = int(np.count_nonzero(run.lines < first)) if first >= 0 else 0
+    if loss is None or not before or (run.steps[:before] <= loss.steps[0]).all() or (run.lines[before:] < first).any():
+        return run
+    columns = tuple(replace(c, **{f: getattr(c, f)[c.lines >= first] for f in _OF_POINTS}) for c in run.columns)
+    rest = slice(before, None)
+    return replace(run, columns=columns, steps=run.steps[rest], lines=run.lines[rest], times=run.times[rest])
 
 
 def _as(values: array[Any], kind: type[np.generic]) -> NDArray[Any]:

@@ -148,3 +148,21 @@ def test_a_reward_that_rises_and_falls_in_an_excerpt_with_gaps():
     ((condition, step),) = _troubles(other__Mean_Reward=[*rises, *high, *falls])
     assert condition == "RewardCollapse" and 9 <= step <= 12
     assert _troubles(other__Mean_Reward=[*rises, *high, *falls[:5], *high]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "calm"),
+    [
+        ("ε", [0.0] * 64, True),
+        ("epsilon", [0.98**i for i in range(64)], True),
+        ("rollout/exploration_rate", [max(0.05, 1 - i / 40) for i in range(64)], True),
+        ("epsilon", [0.1 + 0.02 * i for i in range(64)], False),
+        ("epsilon", [8.0] * 64, False),
+    ],
+)
+def test_the_share_of_random_actions_shows_reinforcement_learning(name, values, calm):
+    """The privacy loss of private training has the same name: it rises, and is a bound above 1."""
+    loss = [1.0 + 0.02 * (i % 5) for i in range(64)]
+    loss[40:50] = [18.0, 17.0, 19.0, 12.0, 10.0, 9.0, 15.0, 14.0, 13.0, 12.0]
+    found = _troubles(loss=loss, **{f"other__{name}": values})
+    assert (not found) == calm

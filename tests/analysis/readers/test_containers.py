@@ -46,6 +46,19 @@ def test_tensorboard_as_its_own_reader_reads_it(tmp_path):
     assert "in the middle" in " ".join(read_log(file).notes)
 
 
+@pytest.mark.parametrize(("prefix", "loss"), [("train_L_", "train_L_vae"), ("train_", None)])
+def test_event_files_whose_names_are_not_known_have_records(tmp_path, prefix, loss):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for i, x in enumerate(LOSSES):
+            for name in ("z_mu", "beta", f"{prefix}vae"):
+                writer.add_scalar(name, x, i * 10)
+    (run,) = read_log(tmp_path).runs
+    assert run.steps.tolist() == [10 * i for i in range(16)]
+    assert (run.of("loss").name if loss else run.of("loss")) == loss
+
+
 def test_json_lines_with_a_prefix_and_nan(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text(

@@ -12,6 +12,11 @@ from stabwatch.analysis.readers import read_log
 BAR = "[==============================]"
 
 SHAPES = {
+    "a phase in brackets before a name": (
+        "  |- lr\t0.001\n  |- n_iter\t200000\n  |- start:\n  |-   |- iter\t0\n"
+        + "".join(f"ITER {i} TRAINING (phase 1). loss_vae: {x}; loss_recon: 0.03; Grad_norm: 3.5e-01\n" for i, x in ((0, 3.5), (500, 0.9), (1000, 0.7))),
+        "loss_vae", [0, 500, 1000], [3.5, 0.9, 0.7],
+    ),
     "a value at a step": ("".join(f"Cost after iteration {i}: {x}\n" for i, x in ((0, 0.69), (100, 0.58), (200, "nan"))), "Cost", [0, 100, 200], [0.69, 0.58, math.nan]),
     "an average at a step": ("".join(f"Average loss at step  {i} :  {x}\n" for i, x in ((2000, 4.7), (4000, 4.1))), "Average loss", [2000, 4000], [4.7, 4.1]),
     "a loss of an epoch of several": ("".join(f"Training loss for epoch {i}/3: {x}\n" for i, x in ((1, 4.7), (2, 4.1))), "Training loss", [1, 2], [4.7, 4.1]),
