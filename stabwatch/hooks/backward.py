@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import shielded, unseen_by_modes
@@ -70,7 +71,7 @@ def _begins(heard: Sequence[TapContext], tensors: Any, grad_tensors: Any) -> tup
     """Tell all watches of a backward pass; its roots, and the gradients that it begins with."""
     _note_why_unseen()
     _end_parts(heard)
-    roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
+    roots, gradients = _roots(tensors, grad_tensors)
     for context in heard:
         with shielded(context.isolation, "loss"), unseen_by_modes():
             context.events.backward_begins(roots, gradients)
@@ -134,15 +135,24 @@ def _taken(heard: Sequence[TapContext], outputs: Any, inputs: Any, grad_outputs:
     """Tell all watches of gradients that were asked for, and not put into the parameters."""
     if unheard():
         return
-    given = None if grad_outputs is None else _listed(grad_outputs)
+    roots, given = _roots(outputs, grad_outputs)
     _end_parts(heard)
     for context in heard:
         with shielded(context.isolation, "loss"), unseen_by_modes():
-            context.events.gradients_taken(_listed(outputs), given, _listed(inputs))
+            context.events.gradients_taken(roots, given, _listed(inputs))
+
+
+def _roots(tensors: Any, gradients: Any) -> tuple[list[Any], list[Any] | None]:
+    """Where a backward pass begins, and with which gradients. An edge of the graph has no number, so nothing has one."""
+    roots = _listed(tensors)
+    if any(isinstance(root, GradientEdge) for root in roots):
+        return [], None
+    return roots, None if gradients is None else _listed(gradients)
 
 
 def _listed(tensors: Any) -> list[Any]:
-    return [tensors] if not isinstance(tensors, list | tuple) else list(tensors)
+    """What torch takes: one tensor or edge of the graph, or any iterable of them."""
+    return [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
 
 
 def scale_patches() -> list[MethodPatch]:

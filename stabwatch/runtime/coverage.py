@@ -193,10 +193,10 @@ class Coverage:
     def _attention(self, site: Site, fired: set[Accumulator], unseen: str | None) -> list[dict[str, str]]:
         """Why nothing is known of a module that looks like attention, unless it or a part of it was seen.
 
-        A module inside of attention that was seen is a part of it.
+        A module inside of attention that was seen is a part of it. Calls of a shared one are those of who called it.
         """
         seen = {a.site for a in fired if a.tap == BRACKET.tap and a.reduction != ROW_SUM.reduction.name}
-        around = {outer.name for outer in site.around() if outer.attention_like}
+        around = {outer.name for outer in site.around() if outer.attention_like or site.shared}
         if any(name == site.name or name.startswith(site.name + ".") for name in seen) or around & seen:
             return []
         why = self._reasons.get(BRACKET.report_key, site.name) or unseen or self._no_call(site, fired)

@@ -146,8 +146,9 @@ class HostNumbers:
         """See `HostPart`; of counters the increments since the last call."""
         skipped, errors, dropped, resets = self._written
         self._written = self.skipped, self.errors, self.dropped, self.resets
+        timed = self.samples and self.step_seconds > 0  # a clock may stand still: frozen by a test, or coarse
         return (
-            self.step_seconds, self.data_wait, self.samples / self.step_seconds if self.samples else math.nan,
+            self.step_seconds, self.data_wait, self.samples / self.step_seconds if timed else math.nan,
             self.learning_rate, self.overhead, self.taps_missing, self.evaluating, self.clip_limit,
             self.clip_value, self.passes or math.nan, self.forwards or math.nan,
             self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.opposed,

@@ -16,11 +16,23 @@ KNOWN = 8
 
 @dataclass
 class _Trained:
-    """An optimizer that steps: one of its parameters, and the optimizers that stepped together with it."""
+    """An optimizer that steps, the place of one of its parameters, and the optimizers that stepped together with it.
 
-    witness: ReferenceType[nn.Parameter]
+    The parameter itself is not referred to: `torch.utils.swap_tensors`, and so `Module.to` where it swaps, refuses a
+    tensor that has a weak reference.
+    """
+
+    optimizer: ReferenceType[Any]
+    place: tuple[int, int]
     together: frozenset[int] = frozenset()
     before: tuple[int, int] = (0, 0)
+
+    def witness(self) -> nn.Parameter | None:
+        """The parameter; None if the optimizer is gone or holds fewer now."""
+        groups = getattr(self.optimizer(), "param_groups", [])
+        group, index = self.place
+        params = groups[group]["params"] if group < len(groups) else []
+        return params[index] if index < len(params) else None
 
 
 class Opponents:
@@ -57,10 +69,14 @@ class Opponents:
     def stepped(self, optimizer: Any) -> None:
         """An optimizer of this model or of another one steps."""
         self._phase.add(id(optimizer))
-        if id(optimizer) not in self._known and len(self._known) < KNOWN:
-            witness = next((p for g in optimizer.param_groups for p in g["params"] if p.grad is not None), None)
-            if witness is not None:
-                self._known[id(optimizer)] = _Trained(ref(witness))
+        known = self._known.get(id(optimizer))
+        if len(self._known) < KNOWN if known is None else known.optimizer() is not optimizer:
+            groups = enumerate(optimizer.param_groups)
+            places = ((g, i) for g, group in groups for i, p in enumerate(group["params"]) if p.grad is not None)
+            place = next(places, None)
+            if place is not None:
+                together = frozenset() if known is None else known.together
+                self._known[id(optimizer)] = _Trained(ref(optimizer), place, together)
 
     @property
     def _looks(self) -> bool:

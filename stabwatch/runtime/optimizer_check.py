@@ -45,6 +45,12 @@ def optimizer_problems(model: nn.Module, optimizer: Any) -> list[str]:
     return out
 
 
+def steps(model: nn.Module, optimizer: Any) -> bool:
+    """Are the steps of this optimizer steps of the model, as far as is known?"""
+    held = _held(optimizer)
+    return held is None or not held.isdisjoint(map(id, model.parameters()))
+
+
 def steps_copies(model: nn.Module, optimizer: Any) -> bool:
     """Does the optimizer step copies of the parameters: master weights (Apex, Megatron), flat partitions (ZeRO)?
 

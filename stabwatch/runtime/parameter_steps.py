@@ -49,7 +49,10 @@ class AllParameters:
 
 
 class ParameterSteps:
-    """Decides whether the parameters have been stepped without an announcement. `given`: as in `attach`."""
+    """Decides whether the parameters have been stepped without an announcement.
+
+    given: optimizer as in `attach`; None for one whose steps are not those of the model.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], given: Any) -> None:
         self._holder: Optimizer | None = next(iter(torch_optimizers(given)), None)

@@ -31,6 +31,7 @@ from stabwatch.runtime.loop_order import LoopOrder
 from stabwatch.runtime.loss_events import LossEvents
 from stabwatch.runtime.model_changes import ModelChanges, difference
 from stabwatch.runtime.opponents import Opponents
+from stabwatch.runtime.optimizer_check import steps
 from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
 from stabwatch.runtime.pipeline_events import PipelineEvents
 from stabwatch.runtime.run_metadata import decay_per_step, learning_rate, optimizer_facts
@@ -68,7 +69,9 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self.context.trace, lambda: self._taps.now.parameters.tracked, self._found_origin,
             lambda: self._ranks.world == 1,
         )  # fmt: skip
-        self._parameter_steps = ParameterSteps([p for p in whole.parameters() if p.requires_grad], optimizer)
+        self._parameter_steps = ParameterSteps(
+            [p for p in whole.parameters() if p.requires_grad], optimizer if steps(whole, optimizer) else None
+        )
         self._changes = ModelChanges()
         self._silence = Silence(type(model).__name__, first_step)
         self._host = HostNumbers()

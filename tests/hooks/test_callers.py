@@ -269,6 +269,31 @@ def test_attention_that_calls_no_softmax_is_told_with_a_true_reason(attach):
     assert [(e["site"], e["reason"]) for e in told] == [("0", NO_ATTENTION), ("1", NO_ATTENTION)]
 
 
+class SharedAttention(Mixer):
+    """The attention of two blocks."""
+
+
+class Sharing(nn.Module):
+    """Its attention is that of another block too."""
+
+    def __init__(self, attn):
+        super().__init__()
+        self.attn, self.mlp = attn, nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return x + self.mlp(self.attn(x))
+
+
+@pytest.mark.parametrize("form", ["Tensor.softmax", "none"])
+def test_attention_that_blocks_share_is_seen_at_the_blocks_or_told(form, attach):
+    soft = FORMS.get(form, torch.sigmoid)
+    shared = [SharedAttention(soft), SharedAttention(soft)]
+    log, watch = watched(attach, nn.Sequential(*(Sharing(shared[i // 2]) for i in range(4))), steps=10)
+    assert [bool(len(peaks(log, f"{i}"))) for i in range(4)] == [form != "none"] * 4
+    told = [e["site"] for e in watch.coverage()["missing"] if e["tap"] == "attention"]
+    assert told == ([] if form != "none" else ["0.attn", "2.attn"])
+
+
 class PartsAttention(nn.Module):
     def __init__(self):
         super().__init__()

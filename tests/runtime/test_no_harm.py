@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -58,6 +59,54 @@ def test_detach_leaves_nothing_behind(attach):
         torch.autograd.backward,
         torch.nn.utils.clip_grad_norm_,
     )
+
+
+@pytest.mark.parametrize("every_step", [False, True])
+def test_parameters_can_be_swapped(every_step, attach):
+    """`torch.utils.swap_tensors` refuses a tensor with a weak reference, and so does `Module.to` where it swaps."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer, every_step=every_step)
+
+    def train(steps, dtype=torch.float32):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(5, 6, dtype=dtype)).square().mean().backward()
+            optimizer.step()
+
+    train(6)
+    held = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
+    assert not [t for t in held if weakref.getweakrefs(t)]
+    identities = [*map(id, model.parameters())]
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert [*map(id, model.parameters())] == identities
+    torch.utils.swap_tensors(model[0].weight, nn.Parameter(torch.zeros(8, 6, dtype=torch.float64)))
+    train(4, torch.float64)
+    log = attach.finish()
+    assert list(log.steps) == list(range(10))
+    assert not [e for e in log.events if e.kind == "error"]
+
+
+@pytest.mark.parametrize("clock", ["perf_counter", "monotonic", "time"])
+def test_a_clock_that_stands_still_costs_no_record(clock, attach, monkeypatch):
+    """Tests freeze time, and some clocks are coarse."""
+    task = gpt(torch.Generator())
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+    attach(task.model, optimizer)
+    now = getattr(time, clock)()
+    monkeypatch.setattr(time, clock, lambda: now)
+    for _ in range(4):
+        optimizer.zero_grad()
+        task.loss().backward()
+        optimizer.step()
+    monkeypatch.undo()
+    log = attach.finish()
+    assert list(log.steps) == list(range(4))
+    assert not [e for e in log.events if e.kind == "error"]
 
 
 def test_no_graph_is_kept_alive_and_memory_is_flat(attach):

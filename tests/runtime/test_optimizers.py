@@ -185,6 +185,32 @@ def test_an_optimizer_that_steps_copies_of_the_parameters(attach, caplog):
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_copies_that_a_loop_steps_and_writes_back_by_hand(given, attach, caplog):
+    """Nothing leads from the optimizer to the model, so its steps are seen at the parameters, from the first one on."""
+    net = model().bfloat16()
+    copies = [p.detach().float().requires_grad_() for p in net.parameters()]
+    optimizer = torch.optim.AdamW(copies, lr=0.05)
+    attach(net, optimizer if given else None, every_step=False)
+    losses = []
+    for i in range(12):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(i))
+        loss = (net(x.bfloat16()).float() - x[:, :3]).square().mean()
+        net.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        for p, copy in zip(net.parameters(), copies, strict=True):
+            copy.grad = p.grad.float()
+        optimizer.step()
+        with torch.no_grad():
+            for p, copy in zip(net.parameters(), copies, strict=True):
+                p.copy_(copy)
+    log = attach.finish()
+    assert list(log.steps) == list(range(12))
+    assert log.series("loss")[1] == pytest.approx(losses, rel=1e-5)
+    assert ("its steps are not steps of this run" in caplog.text) == given
+
+
 def test_a_whole_optimizer_is_not_complained_about(attach, caplog):
     net = model()
     attach(net, torch.optim.SGD(net.parameters(), lr=0.1))

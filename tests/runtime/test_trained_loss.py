@@ -166,7 +166,15 @@ def test_gradients_that_are_asked_for_count_as_a_backward_pass(attach):
     assert attach.finish().series("loss")[1] == pytest.approx(truth, rel=1e-5)
 
 
-@pytest.mark.parametrize("given", [iter, list, lambda found: (p for p in found)])
+def _values(found):
+    return dict(enumerate(found)).values()
+
+
+def _edges(found):
+    return [torch.autograd.graph.get_gradient_edge(p) for p in found]
+
+
+@pytest.mark.parametrize("given", [iter, list, lambda found: (p for p in found), _values, lambda found: {*found}])
 def test_gradients_that_are_asked_for_by_an_iterator_count_at_every_step(given, attach):
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
@@ -181,6 +189,54 @@ def test_gradients_that_are_asked_for_by_an_iterator_count_at_every_step(given, 
         optimizer.step()
         losses.append(loss.item())
     assert attach.finish().series("loss")[1].tolist() == pytest.approx(losses)
+
+
+def test_a_loop_without_an_optimizer_that_asks_for_gradients_by_name(attach):
+    torch.manual_seed(0)
+    model = net()
+    named = dict(model.named_parameters())
+    attach(model, every_step=False)
+    losses = []
+    for _ in range(12):
+        loss = model(torch.randn(5, 6)).square().mean()
+        gradients = torch.autograd.grad(loss, named.values())
+        losses.append(loss.item())
+        with torch.no_grad():
+            for p, gradient in zip(named.values(), gradients, strict=True):
+                p.sub_(gradient, alpha=0.1)
+    log = attach.finish()
+    assert list(log.steps) == list(range(12))
+    assert log.series("loss")[1].tolist() == pytest.approx(losses)
+
+
+def test_an_edge_of_the_graph_has_no_number_and_costs_no_other_loss(attach):
+    """What a backward pass from an edge differentiates is not known; the next one, from a tensor, is."""
+    torch.manual_seed(0)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+    losses = []
+    for step in range(6):
+        loss = model(torch.randn(5, 6)).square().mean()
+        optimizer.zero_grad()
+        if step % 2:
+            loss.backward()
+        elif step % 4:
+            torch.autograd.backward(_edges([loss])[0], torch.ones(()))
+        else:
+            given = _edges(model.parameters())
+            for p, g in zip(
+                model.parameters(), torch.autograd.grad(_edges([loss]), given, [torch.ones(())]), strict=True
+            ):
+                p.grad = g
+        optimizer.step()
+        losses.append(loss.item())
+    log = attach.finish()
+    steps, values = log.series("loss")
+    assert list(log.steps) == list(range(6))
+    assert list(steps) == [1, 3, 5]
+    assert values.tolist() == pytest.approx(losses[1::2])
+    assert not watch._session.isolation.errors
 
 
 def test_roots_that_are_given_by_an_iterator_are_one_objective(attach):
