@@ -332,6 +332,11 @@ def _from_environment(environ: Mapping[str, str]) -> _Layer:
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
+_KINDS = {
+    "tuple": "a list of words", "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text",
+}  # fmt: skip
+
+
 def _convert(name: str, kind: str, value: Any) -> Any:
     if value is None and "None" in kind:
         return None
@@ -343,5 +348,4 @@ def _convert(name: str, kind: str, value: Any) -> Any:
             return value if isinstance(value, bool) else _WORDS[str(value).lower()]
         return {"int": int, "float": float, "str": str}[wanted](value)
     except (KeyError, ValueError, TypeError):
-        wanted = "list of words" if wanted.startswith("tuple") else wanted
-        raise ConfigError(f"`{name}` must be a {wanted}, and is {value!r}.") from None
+        raise ConfigError(f"`{name}` must be {_KINDS[wanted[:5]]}, and is {value!r}.") from None

@@ -18,6 +18,7 @@ from stabwatch.alerts.preflight import Preflight, preflight
 from stabwatch.config import Config
 from stabwatch.errors import ConfigError
 from stabwatch.integrations.environment import PREFLIGHT
+from stabwatch.runtime import arguments
 from stabwatch.runtime.notices import say
 from stabwatch.runtime.resume import has_run, read_state
 from stabwatch.runtime.session import Session
@@ -66,18 +67,19 @@ def attach(
     Returns a Watch, or for a trainer a `stabwatch.integrations.TrainerWatch`, which has the methods of a Watch once
     training has begun. Values, gradients and random numbers of the training are the same with it as without it.
 
-    Raises ConfigError if a keyword is unknown or out of range, or if `model` is neither a module nor a known trainer.
-    What is wrong in an environment variable or in a settings file is logged as an error and left out. Nothing else is
-    raised, now or later (but for TrainingUnstableError, for who asks for `guard="raise"`): when attaching fails, that
-    is logged with its traceback, and the watch that comes back is detached already.
+    Raises ConfigError if a keyword is unknown or out of range, if `model` is neither a module nor a known trainer, or
+    if another argument is nothing of its kind. What is wrong in an environment variable or in a settings file is logged
+    as an error and left out. Nothing else is raised, now or later (but for TrainingUnstableError, for who asks for
+    `guard="raise"`): when attaching fails, that is logged with its traceback, and the watch that comes back is detached
+    already.
     """
-    _check_one(model)
+    given: dict[str, Any] = {"loss_fn": loss_fn, "run_dir": run_dir, "on_alert": on_alert, "resume": resume}
+    arguments.check(model, optimizer, first_step, given)
     settings = Config.for_training(config, **overrides)
     if folder := os.environ.get(PREFLIGHT):
         settings = replace(settings, agent=False, verbose=False, every_step=True)
-        run_dir, resume = folder, None
-    given: dict[str, Any] = {"loss_fn": loss_fn, "run_dir": run_dir, "config": settings, "on_alert": on_alert}
-    given["resume"] = resume
+        given |= {"run_dir": folder, "resume": None}
+    given["config"] = settings
     if not isinstance(model, nn.Module):
         from stabwatch.integrations import attach_to_trainer
 
@@ -87,16 +89,6 @@ def attach(
     plugins.load()
     make = partial(Session, model, optimizer, **given)
     return Watch(make(first_step=first_step), make)
-
-
-def _check_one(model: Any) -> None:
-    """Several models are several runs. Raises ConfigError."""
-    several = list(model.values()) if isinstance(model, Mapping) else model
-    if isinstance(several, list | tuple) and several and all(isinstance(m, nn.Module) for m in several):
-        raise ConfigError(
-            f"`attach` watches one model: call it once for each of these {len(several)}, with the optimizer that steps "
-            "it. Each is a run of its own, with its own loss."
-        )
 
 
 class Watch:

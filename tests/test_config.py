@@ -36,9 +36,9 @@ def test_switches_are_read_as_people_write_them(text, value):
     ("settings", "message"),
     [
         ({"prot": 1}, r"There is no setting `prot`\. Settings: .*port"),
-        ({"port": "web"}, "`port` must be a int, and is 'web'"),
+        ({"port": "web"}, "`port` must be a whole number, and is 'web'"),
         ({"port": 70000}, "`port` must be between 0 and 65535, and is 70000"),
-        ({"agent": "perhaps"}, "`agent` must be a bool, and is 'perhaps'"),
+        ({"agent": "perhaps"}, "`agent` must be true or false, and is 'perhaps'"),
         ({"reduce": "mean"}, "`reduce` must be 'auto' or 'never', and is 'mean'"),
         ({"linger": -1}, "`linger` must be zero or more seconds"),
         ({"include": "("}, "`include` must be a regular expression"),
@@ -71,8 +71,8 @@ def test_all_mistakes_are_named_at_once_with_what_was_meant(tmp_path):
         "(1) There is no setting STABWATCH_OVERHEAD_BUDGT. Did you mean STABWATCH_OVERHEAD_BUDGET?",
         "settings.yaml: There is no setting `prot`.", "Did you mean `port`?",
         "settings.yaml: `linger` must be zero or more seconds, and is -2.0.",
-        "settings.yaml: `worst` must be a int, and is 'many'.",
-        "STABWATCH_MAX_SERIES: `max_series` must be a int, and is 'few'.",
+        "settings.yaml: `worst` must be a whole number, and is 'many'.",
+        "STABWATCH_MAX_SERIES: `max_series` must be a whole number, and is 'few'.",
         "`guard` must be made of taylor", "(6)",
     ):  # fmt: skip
         assert part in said, part
@@ -116,7 +116,7 @@ def test_a_training_goes_on_with_a_mistake_outside_of_its_code(tmp_path, monkeyp
     assert (watch.config.linger, watch.config.overhead_budget, watch.config.sinks) == (3.0, 0.01, None)
     said = caplog.text
     for part in (
-        "Did you mean `port`?", "Did you mean STABWATCH_VERBOSE?", "STABWATCH_LINGER: `linger` must be a float",
+        "Did you mean `port`?", "Did you mean STABWATCH_VERBOSE?", "STABWATCH_LINGER: `linger` must be a number",
         "settings.yaml: `overhead_budget` must be between 0 and 1", "STABWATCH_SINKS: No sink",
     ):  # fmt: skip
         assert part in said, part

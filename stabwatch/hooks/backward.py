@@ -143,7 +143,7 @@ def _taken(heard: Sequence[TapContext], outputs: Any, inputs: Any, grad_outputs:
 
 
 def _roots(tensors: Any, gradients: Any) -> tuple[list[Any], list[Any] | None]:
-    """Where a backward pass begins, and with which gradients. An edge of the graph has no number, so nothing has one."""
+    """Where a backward pass begins, and with which gradients; nothing of an edge of the graph, which has no number."""
     roots = _listed(tensors)
     if any(isinstance(root, GradientEdge) for root in roots):
         return [], None

@@ -23,6 +23,7 @@ TRAINERS = {
     "ignite.engine.engine.Engine": "ignite",
     "fastai.learner.Learner": "fastai",
     "accelerate.accelerator.Accelerator": "accelerate",
+    "pytorch_lightning.trainer.trainer.Trainer": "pytorch_lightning",
 }
 """Class of a trainer, by its module and name -> the module here that knows it. Subclasses are known too."""
 

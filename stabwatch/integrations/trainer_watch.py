@@ -33,16 +33,22 @@ class TrainerWatch:
         stabwatch.Config.for_training(settings.get("config"), **overrides)
         self.settings = dict(settings)
         self._open = False
+        self._inside = False
+        """A method that trains is running, and its run has begun in it."""
 
     def begin(self, model: Any, optimizer: Any = None, **settings: Any) -> None:
         """The training begins. A training that is still open has stopped without saying so.
 
+        Or it is the same one, which begins again by itself: with smaller batches, where the first ones did not fit.
         settings: keywords of `stabwatch.attach`, which take the place of those given before.
         """
-        if self._open:
+        again = self.watch if self._open and self._inside else None
+        if self._open and again is None:
             self.end(STOPPED)
         self.watch = stabwatch.attach(model, optimizer, **{**self.settings, **settings})
         self._open = True
+        if again is not None:
+            again.detach()
 
     def step(self, number: int) -> None:
         """A step or micro-batch begins."""
@@ -71,11 +77,14 @@ class TrainerWatch:
         """Wrap a trainer's method that trains: the run ends when it returns or raises. What it raises is passed on."""
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
+            self._inside = not self._open
             try:
                 result = train(*args, **kwargs)
             except BaseException as error:
                 self.end(error)
                 raise
+            finally:
+                self._inside = False
             self.end(STOPPED)  # nothing happens where the trainer has said that it has finished
             return result
 

@@ -48,8 +48,10 @@ class Losses:
 
 @pytest.fixture
 def lightning(tiny, tmp_path):
-    package = pytest.importorskip("lightning")
+    return _lightning(pytest.importorskip("lightning"), tiny, tmp_path)
 
+
+def _lightning(package, tiny, tmp_path):
     class Module(package.LightningModule):
         def __init__(self, fail: BaseException | None = None, manual: bool = False) -> None:
             super().__init__()
@@ -92,6 +94,19 @@ def test_lightning_steps_and_losses_are_the_trainers(lightning, tiny, settings, 
     found = logged(run, "batch_loss")
     assert sorted(found) == list(run.steps)
     np.testing.assert_allclose(list(found.values()), [np.mean(p) for p in module.losses.parts.values()], rtol=1e-5)
+    assert ends(run) == [("finished", None)]
+
+
+def test_the_older_package_of_lightning_is_known_too(tiny, settings, tmp_path) -> None:
+    package = pytest.importorskip("pytorch_lightning")
+    kind, make = _lightning(package, tiny, tmp_path)
+    module, trainer = kind(), make(max_steps=6)
+    watch = stabwatch.attach(trainer, **settings)
+    assert isinstance(trainer.callbacks[-1], package.Callback)
+    trainer.fit(module, tiny.batches())
+    run = read_run(watch.run_dir)
+    module.losses.check(run)
+    assert list(run.steps) == list(range(6))
     assert ends(run) == [("finished", None)]
 
 
@@ -289,11 +304,26 @@ def test_each_declared_class_is_there() -> None:
     missing = []
     for path, name in TRAINERS.items():
         module, _, kind = path.rpartition(".")
-        if name in ("transformers", "accelerate", "lightning", "ignite", "fastai"):
+        if name in ("transformers", "accelerate", "lightning", "pytorch_lightning", "ignite", "fastai"):
             found = pytest.importorskip(module)
             if f"{getattr(found, kind).__module__}.{getattr(found, kind).__qualname__}" != path:
                 missing.append(path)
     assert missing == []
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_training_that_begins_again_by_itself_is_replaced(guarded, tiny, settings) -> None:
+    """Smaller batches, where the first did not fit. Where `train` has ended in between, the first one has stopped."""
+    watch, model = TrainerWatch(settings), tiny.classifier()
+
+    def train() -> None:
+        for _ in range(2):
+            watch.begin(model)
+        watch.end()
+
+    (watch.guard(train) if guarded else train)()
+    stopped = ("replaced", None) if guarded else ("exception", "RuntimeError: the training stopped before its end")
+    assert ends(read_run(watch.run_dir)) == [stopped, ("finished", None)]
 
 
 def test_a_trainer_watch_forwards_to_the_watch(tiny, settings) -> None:
