@@ -20,6 +20,7 @@ from stabwatch.alerts.themes import (
     leaks,
     logits,
     loss,
+    lost,
     mistakes,
     moving,
     nonfinite,
@@ -40,6 +41,7 @@ from stabwatch.alerts.themes import (
 
 THEMES = (
     setup,
+    lost,
     targets,
     mistakes,
     alike,

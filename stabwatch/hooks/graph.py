@@ -122,13 +122,13 @@ class Node:
         for attribute in dir(self.node):
             if attribute.startswith("_raw_saved_"):
                 name = attribute.removeprefix("_raw_saved_")
-                for i, tensor in enumerate(_plain(self.node, name)):
+                for i, tensor in enumerate(saved_plainly(self.node, name)):
                     if type(tensor) in PLAIN and tensor.device.type == "cpu" and tensor.layout == torch.strided:
                         found[f"{name}.{i}" if i else name] = tensor
         return found
 
 
-def _plain(node: Any, name: str) -> Sequence[Any]:
+def saved_plainly(node: Any, name: str) -> Sequence[Any]:
     """What a node saved under a name; nothing where it is packed, or where this version of torch does not say."""
     raw = getattr(node, f"_raw_saved_{name}")
     if any(getattr(one, "unpack_hook", one) is not None for one in (raw if isinstance(raw, list | tuple) else (raw,))):

@@ -62,12 +62,17 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
         if context.flags.looks:
             with unseen_by_modes():
                 context.isolation.run("loss", "always", _note_reach, context, input, target)
-                if context.flags.sampled:
-                    context.isolation.run("leak", "sampled", note_leak, context, target)
-                context.isolation.run("loss", "always", _note_sizes, context, input, target)
-                context.isolation.run("loss", "always", _note_spread, context, input, target)
-                context.isolation.run("loss", "always", _note_level, context, input, target)
-                context.isolation.run("loss", "always", _note_fit, context, out, input, target)
+                note_compared(context, out, input, target)
+
+
+def note_compared(context: TapContext, out: Tensor, input: Tensor, target: Tensor) -> None:
+    """An output was compared with a target, and `out` is the loss of that."""
+    if context.flags.sampled:
+        context.isolation.run("leak", "sampled", note_leak, context, target)
+    context.isolation.run("loss", "always", _note_sizes, context, input, target)
+    context.isolation.run("loss", "always", _note_spread, context, input, target)
+    context.isolation.run("loss", "always", _note_level, context, input, target)
+    context.isolation.run("loss", "always", _note_fit, context, out, input, target)
 
 
 _mse_loss = F.mse_loss
@@ -105,7 +110,11 @@ def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
 
 
 def _note_shapes(context: TapContext, input: Tensor, target: Tensor) -> None:
-    factor = broadcast_factor(input.shape, target.shape)
+    note_broadcast(context, broadcast_factor(input.shape, target.shape))
+
+
+def note_broadcast(context: TapContext, factor: float) -> None:
+    """A loss compared so many times the numbers that there are."""
     context.run.update_broadcast(device_constant((1.0, factor), torch.float32, context.device))
 
 
@@ -135,10 +144,13 @@ def _note_level(context: TapContext, input: Tensor, target: Tensor) -> None:
 
 
 def _note_fit(context: TapContext, out: Tensor, output: Tensor, target: Tensor) -> None:
-    """The squared error over the variance of the targets; nothing of targets that are equal, or of few."""
-    if output.shape == target.shape and output.dim() and len(output) >= FEWEST and not out.dim():
+    """The squared error over the variance of the targets; nothing of targets that are equal, or of few.
+
+    Of a loss without a reduction, the mean counts.
+    """
+    if output.shape == target.shape and output.dim() and len(output) >= FEWEST:
         context.run.note(FIT, unexplained(output, target))
-        context.run.note(COMPARED_LOSS, out.detach().float())
+        context.run.note(COMPARED_LOSS, out.detach().float().mean())
 
 
 def _note_reach(context: TapContext, input: Tensor, target: Tensor) -> None:

@@ -273,7 +273,8 @@ def _of_forward(step: int, loss: float, graph: Graph, forwards: Sequence[Forward
     facts |= {"operation": birth.operation, "grown": birth.grown, "dtype": birth.dtype}
     if birth.operation == "the mean over no targets":
         facts["targets"] = 0
-    spoiled_inputs = any(spoiled(x) for forward in forwards for x in tensors(forward.inputs))
+    outside = birth.first > birth.last  # a layer was the first to get it: no mask, where -inf is none
+    spoiled_inputs = any(spoiled(x, not outside) for forward in forwards for x in tensors(forward.inputs))
     inside = next((f for f in forwards if f.start <= max(birth.last, birth.first) < f.end), None)
     if birth.target:
         return Origin("data", step, step, (), birth.before, loss, facts | {"target": True})

@@ -21,6 +21,7 @@ from stabwatch.hooks.cursor import in_backward
 from stabwatch.hooks.nonfinite import NonFiniteTrace, Origin
 from stabwatch.hooks.nonfinite_buffers import BufferCheck
 from stabwatch.hooks.optimizer_step import has_closure
+from stabwatch.hooks.written_loss import WrittenLoss
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
 from stabwatch.runtime.clip_events import ClipEvents
@@ -65,6 +66,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         """The answer of a part that must not raise an error in training; False if it does."""
         self._clock = StepClock(optimizer)
         self._loss = LossEvents(whole, self.context)
+        self._written = WrittenLoss(self.context)
         self._nonfinite = NonFiniteTrace(
             self.context.trace, lambda: self._taps.now.parameters.tracked, self._found_origin,
             lambda: self._ranks.world == 1,
@@ -194,6 +196,8 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         if self.flags.open:
             self.isolation.run("attention", "always", self.context.brackets.update)
         self.isolation.run("loss", "always", self._output_loss, output)
+        if self.flags.looks:
+            self.isolation.run("loss", "always", self._written.forward_ended, output)
         if self.flags.sampled:
             self.isolation.run("alike", "sampled", note_outputs, self.context.run, output)
         if not self._watched:
@@ -220,6 +224,8 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self._end_unannounced()
         self.isolation.run("nonfinite", "always", self._nonfinite.backward_begins, self.context.step, roots, gradients)
         self.isolation.run("loss", "always", self._loss.begins)
+        if self.flags.looks:
+            self.isolation.run("loss", "always", self._written.backward_begins, roots)
         self.isolation.run("opponents", "always", self._opponents.backward_begins)
         self.isolation.run("checks", "always", self._order.backward_begins, roots)
         self._work.pass_begins(roots if self._ranks.wanted and self._ranks.coupled else ())

@@ -144,13 +144,13 @@ SIGNALS = (
     _order("target_second_token_ratio", "Share of the targets that are the input's token after the next.", "second"),
     _order(
         "attention_open_ratio",
-        "Share of the targets that were guessed with attention over the whole sequence, without any mask.",
+        "Share of the targets that were guessed with attention that sees the token after them: no mask hides it.",
         "open",
         "read",
     ),
     _order(
         "attention_causal_ratio",
-        "Share of the targets that were guessed with causal attention alone.",
+        "Share of the targets that were guessed with attention that is causal, or has a mask that hides what follows.",
         "causal",
         "read",
     ),

@@ -144,7 +144,7 @@ ROUNDING = _reduction(
 TAYLOR = _reduction("taylor", count="sum", sum="sum", beyond="sum", max="max", step="max")
 RADII = _reduction("radii", count="sum", **dict.fromkeys((f"from_{i}" for i in range(len(EDGES))), _SUM), max="max")
 """Number of ratios at or above the i-th edge."""
-REACH = _reduction("reach", count="sum", missing="sum", unheld="sum", unregistered="sum", total="max")
+REACH = _reduction("reach", count="sum", missing="sum", unheld="sum", unregistered="sum", lost="sum", total="max")
 CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
 TARGETS = _reduction("targets", count="sum", ignored="sum", known="sum", sum="sum", sumsq="sum", classes="max")
 LOG_RATIO = _reduction(

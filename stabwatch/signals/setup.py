@@ -31,6 +31,17 @@ SIGNALS = (
         "missing", "total",
     ),
     _reach(
+        "gradient_lost_ratio",
+        "Share of a layer's trainable numbers that had gradients before, and none in the last looks at steps of their "
+        "optimizer; measured in layers that have any.",
+        "lost", "count",
+    ),
+    _reach(
+        "gradient_lost_of_all_ratio",
+        "Trainable numbers of a layer that have lost their gradient, as a share of all that are trained.",
+        "lost", "total",
+    ),
+    _reach(
         "unoptimized_ratio",
         "Share of a layer's trainable numbers that have gradients and that no optimizer has stepped; measured in "
         "layers that have any.",

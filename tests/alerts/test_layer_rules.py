@@ -65,6 +65,7 @@ SCENARIOS = {
     "ExpertTokensDropped": Scenario("dropped a", wave(100, 0.05, 0.1), [0.5] * 70),
     "CodebookCollapse": Scenario("codes a", wave(100, 0.1, 0.1), [0.6] * 120),
     "PartWithoutGradient": Scenario("missing a", [0.0] * 100, [1.0] * 24),
+    "PartLostGradient": Scenario("parted a", [0.0] * 100, [1.0] * 60, {"activation a": 1.0}),
     "ParametersNotInOptimizer": Scenario("unheld a", [0.0] * 100, [1.0] * 24),
     "ParametersNotRegistered": Scenario("unregistered a", [0.0] * 100, [1.0] * 24),
     "GradientsAccumulate": Scenario("kept", [0.0] * 100, [1.0] * 5),

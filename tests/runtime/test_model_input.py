@@ -373,3 +373,44 @@ def test_a_validation_set_comes_again_and_is_no_action(tmp_path):
 
     found, _ = _watched(tmp_path / "run", model, loss)
     assert (found["calls_without_gradient"], found["forward_passes"]) == (0.0, 1.0)
+
+
+class _Masked(_Text):
+    """mask: of the attention; own: the attention is computed by the model itself."""
+
+    def __init__(self, mask, own=False):
+        super().__init__(causal=False)
+        self.mask, self.own = mask, own
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        if not self.own:
+            y = x[:, None]
+            return self.head(F.scaled_dot_product_attention(y, y, y, attn_mask=self.mask)[:, 0])
+        scores = x @ x.mT / 8**0.5
+        return self.head(scores.masked_fill(~self.mask, -torch.inf).softmax(-1) @ x)
+
+
+_BELOW = torch.ones(12, 12).tril()
+
+
+@pytest.mark.parametrize(
+    ("model", "open_"),
+    [
+        (_Masked(_BELOW.bool()), False),
+        (_Masked(_BELOW.log()), False),
+        (_Masked(_BELOW.bool(), own=True), False),
+        (_Masked(_BELOW), True),
+        (_Masked(~_BELOW.bool() | torch.eye(12).bool()), True),
+        (_Masked(torch.ones(1, 1, 1, 12).bool()), True),
+        (_Masked(_BELOW.bool().mT, own=True), True),
+    ],
+    ids=["hides", "adds", "by_itself", "ones_added", "opposite", "padding_alone", "opposite_by_itself"],
+)
+def test_a_mask_is_judged_by_what_it_hides(model, open_, tmp_path):
+    tokens = torch.randint(0, 50, (8, 13))
+    found, rules = _watched(
+        tmp_path, model, lambda: [F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())]
+    )
+    assert (found["attention_open_ratio"], found["attention_causal_ratio"]) == (float(open_), float(not open_))
+    assert ("CausalMaskMissing" in rules) == open_

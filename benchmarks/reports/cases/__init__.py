@@ -7,6 +7,8 @@ from benchmarks.reports.cases import (
     asked_values,
     collapse,
     data,
+    forum_loops,
+    forum_values,
     fresh_data,
     fresh_setup,
     gradients,
@@ -29,7 +31,8 @@ from benchmarks.reports.cases import (
 )
 
 __all__ = [
-    "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "fresh_data", "fresh_setup",
+    "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "forum_loops", "forum_values",
+    "fresh_data", "fresh_setup",
     "gradients", "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "nonfinite", "policy",
     "precision",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",

@@ -25,7 +25,7 @@ from benchmarks.reports.data import (
 @report(
     source="A sibling of https://github.com/rll-research/cic/issues/5: features are kept from some step on",
     mechanism="From step 100 on features come through NumPy, to save time: the encoder is trained no more.",
-    causes=("PartWithoutGradient", "LayerStandsStill"),
+    causes=("PartLostGradient", "PartWithoutGradient", "LayerStandsStill"),
     check=loss_hurt,
     where=("encoder",),
     fault=100,

@@ -19,6 +19,8 @@ LEVELS = 16
 """Looks whose means of the targets show how much of their variance lies between batches."""
 NOTHING = 0.97
 """Squared error over the variance of the targets: what is above it explains next to nothing of them."""
+STAYS = 0.95
+"""It still explains nothing down to here: four batches scatter."""
 AFTER = 3
 """Losses whose median tells what a change of the weights did."""
 HABIT, OFTEN = 16, 2
@@ -41,7 +43,10 @@ class FitFeature(RunFeature):
             "run",
         ),
         DerivedSignal(
-            "unexplained_steps", f"Steps for which unexplained_ratio has been {NOTHING:g} or more.", "1", "run"
+            "unexplained_steps",
+            f"Steps for which unexplained_ratio has been {NOTHING:g} or more, and {STAYS:g} from then on.",
+            "1",
+            "run",
         ),
     )
 
@@ -64,6 +69,7 @@ class FitFeature(RunFeature):
         self._same: deque[bool] = deque(maxlen=WINDOW)
         self._lasts, self._targets = Duration(), MovingTargets()
         self._records = self._played = 0
+        self._begun = False
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         ratio, compared, loss, acted, opposed, size, *level = (self._one(s, values) for s in self._columns.signals)
@@ -77,7 +83,8 @@ class FitFeature(RunFeature):
         moves = self._targets.grown or makes_its_data(self._played, self._records)
         judged = sum(self._same) > len(self._same) / 2 and not moves
         now = median(np.array(self._past))
-        steps = self._lasts.at(self._step, now >= NOTHING and judged)
+        self._begun = judged and now >= (STAYS if self._begun else NOTHING)
+        steps = self._lasts.at(self._step, self._begun)
         return dict(zip((g.name for g in self.gauges), (now, steps), strict=True)) | {"loss": loss}
 
     def _within(self, mean: float, deviation: float) -> float:

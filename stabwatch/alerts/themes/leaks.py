@@ -177,13 +177,15 @@ RULES: tuple[Rule, ...] = (
         "The causal mask is missing",
         "The targets are the next tokens of the input, and the model sees the whole input: the answer can be copied.",
         "{target_next_token_ratio:.0%} of the targets are the next token of the input, and nothing hides it: attention "
-        "has no mask, or a recurrent layer reads in both directions.",
+        "has no mask, or one that leaves it to be seen, or a recurrent layer reads in both directions.",
         (
             Condition("target_next_token_ratio", above=_ALL),
             Condition("target_own_token_ratio", below=0.9),
             Condition("attention_open_ratio", above=_FEW),
         ),
         "Call `scaled_dot_product_attention` with `is_causal=True`, or give the model its mask.",
+        "Is the mask of the right kind? True means `may be seen` to `scaled_dot_product_attention`, and `may not be "
+        "seen` to `nn.MultiheadAttention` and `nn.Transformer`; numbers are added to scores: 0 to see, -inf to hide.",
         "Leave out `bidirectional=True`.",
     ),
     Rule(

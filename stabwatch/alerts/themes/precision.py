@@ -94,11 +94,13 @@ class ZeroFeature(RunFeature):
             "gradient_abs_max",
         )  # fmt: skip
         self._norms = LayerColumns("layer_gradient_norm")
+        self._bad = LayerColumns("gradient_nonfinite_total")
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         super().bind(keys)
         self._norms.bind(keys)
+        self._bad.bind(keys)
         more = len(self._columns.layers) - len(self._first)
         self._last = np.pad(self._last, ((0, 0), (0, more)), constant_values=np.nan)
         self._first = np.append(self._first, np.full(more, np.nan))
@@ -112,6 +114,8 @@ class ZeroFeature(RunFeature):
     def _observe(self, values: Array) -> dict[str, float] | None:
         now = np.array([self._columns.of(signal, values) for signal in self._columns.signals])
         norms = self._norms.of("layer_gradient_norm", values)
+        if (self._bad.of("gradient_nonfinite_total", values) > 0).any():
+            norms = np.where(norms > 0, norms, np.nan)  # what is not finite does not count, and is not zero
         self._moved = np.where(norms > 0, True, self._moved)
         seen = np.isfinite(norms)
         never = float((~self._moved[seen]).mean()) if seen.any() else 0.0

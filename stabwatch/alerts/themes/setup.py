@@ -167,7 +167,8 @@ def features() -> tuple[Feature, ...]:
     )
 
 
-def _lasting(severity: Severity, **above: float) -> Threshold:
+def lasting(severity: Severity, **above: float) -> Threshold:
+    """A threshold of gauges that are all above a limit, for some points."""
     when = tuple(Condition(gauge, above=limit) for gauge, limit in above.items())
     return Threshold(severity=severity, when=when, for_points=2 if len(when) > 1 else HOLD)
 
@@ -182,7 +183,7 @@ RULES: tuple[Rule, ...] = (
         summary="Layers in a plain list are used and never trained: the model does not know their parameters.",
         description="{unregistered_ratio:.0%} of the numbers in `{where}` have gradients, are in no optimizer, and are "
         "not among the model's parameters.",
-        thresholds=(_lasting("critical", unregistered_ratio=0.0, unregistered_ratio_steps=PATIENCE),),
+        thresholds=(lasting("critical", unregistered_ratio=0.0, unregistered_ratio_steps=PATIENCE),),
         abnormal=(Condition("unregistered_ratio", above=0.0),),
         source="any; `model.parameters()` leaves out what is in plain lists, tuples and dicts",
         remedy=(
@@ -199,7 +200,7 @@ RULES: tuple[Rule, ...] = (
         summary="Parameters get gradients and are in no optimizer: they are never trained.",
         description="{unoptimized_ratio:.0%} of the trainable numbers of {where} get gradients, and no optimizer has "
         "stepped them.",
-        thresholds=(_lasting("warning", unoptimized_ratio=0.0, unoptimized_ratio_steps=PATIENCE),),
+        thresholds=(lasting("warning", unoptimized_ratio=0.0, unoptimized_ratio_steps=PATIENCE),),
         abnormal=(Condition("unoptimized_ratio", above=0.0),),
         source="any, for four points: a parameter that is frozen on purpose has requires_grad=False and no gradient",
         remedy=(
@@ -217,10 +218,10 @@ RULES: tuple[Rule, ...] = (
         description="{gradient_missing_ratio:.0%} of the trainable numbers of {where} have never had a gradient; "
         "together with other layers, {gradient_missing_together:.2g} of all.",
         thresholds=(
-            _lasting("critical", gradient_missing_ratio=0.0, gradient_missing_together=0.5, **_MISSING),
-            _lasting("warning", gradient_missing_ratio=0.0, gradient_missing_together=0.01, **_MISSING),
+            lasting("critical", gradient_missing_ratio=0.0, gradient_missing_together=0.5, **_MISSING),
+            lasting("warning", gradient_missing_ratio=0.0, gradient_missing_together=0.01, **_MISSING),
             replace(
-                _lasting("info", gradient_missing_ratio=0.0, **_MISSING),
+                lasting("info", gradient_missing_ratio=0.0, **_MISSING),
                 summary="A small part of the model is not used by the loss.",
             ),
         ),
@@ -243,7 +244,7 @@ RULES: tuple[Rule, ...] = (
         summary="Gradients of earlier steps are still there when a step begins: each step uses the sum of all.",
         description="{gradients_kept_ratio:.0%} of the gradients that were looked at were not empty when the backward "
         "passes of the step began.",
-        thresholds=(_lasting("critical", gradients_kept_ratio=0.5),),
+        thresholds=(lasting("critical", gradients_kept_ratio=0.5),),
         abnormal=(Condition("gradients_kept_ratio", above=0.5),),
         source="more than half: where two optimizers take turns, one has just been set to zero",
         remedy=(
@@ -260,7 +261,7 @@ RULES: tuple[Rule, ...] = (
         "statistics.",
         description="{evaluation_mode_ratio:.0%} of the layers with dropout or batch norm are in evaluation mode in a "
         "step of training.",
-        thresholds=(_lasting("warning", evaluation_mode_ratio=0.0),),
+        thresholds=(lasting("warning", evaluation_mode_ratio=0.0),),
         abnormal=(Condition("evaluation_mode_ratio", above=0.0),),
         source="any, for four points; a part counts if it was trained in training mode before and is in evaluation "
         "mode as a whole, with its other layers",

@@ -27,8 +27,6 @@ STILL, BESIDE = 1e-6, 1e-4
 """Update over weight of a layer that stands still, and over that of the layer that moves most."""
 FAINT = 1e-10
 """A gradient over the largest one that is as good as zero: its parts are lost in the rounding of the others' sums."""
-TINY = 1e-3
-"""A gradient over the largest one from which on a layer might move."""
 
 
 class SlowFeature(RunFeature):
@@ -167,7 +165,7 @@ class StillFeature(_SinceFirst):
     def _so(self, now: Array, values: Array) -> tuple[Bools, Bools]:
         norms = _of_layers(self.layers, self._norms, "layer_gradient_norm", values)
         most, steepest = (np.fmax.reduce(x, axis=-1, keepdims=True, initial=0.0) for x in (now, norms))
-        so = (now < STILL) & (now < BESIDE * most) & (norms > TINY * steepest)
+        so = (now < STILL) & (now < BESIDE * most) & (norms > FAINT * steepest)
         return so, ~np.isnan(now) & (most > STILL)
 
     measures, observe_block = own_signals, _SinceFirst.observe_block
@@ -269,6 +267,8 @@ RULES: tuple[Rule, ...] = (
         "over the layers differ by a factor of a hundred",
         remedy=(
             "Print `optimizer.param_groups`: which rate has the group of these parameters?",
+            "Is their gradient far below that of others? With SGD a term of the loss with a tiny weight moves nothing; "
+            "with a gradient scaler each term must be scaled.",
             "If they should stay as they are, set requires_grad to False: that saves their gradients too.",
         ),
         fact=True,

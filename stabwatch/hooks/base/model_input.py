@@ -48,6 +48,22 @@ def _tensors(values: Iterable[Any], depth: int = DEEPEST) -> Iterator[Tensor]:
             yield from _tensors(value, depth - 1)
 
 
+HIDDEN = -1e3
+"""Added to a score, it hides a token: a bias of the distance is smaller."""
+
+
+def _most(shown: Tensor) -> Tensor:
+    """bool (): are most of these true?"""
+    return shown.float().mean() > 0.5
+
+
+@torch.no_grad()
+def _shows_the_next(mask: Tensor, tokens: int) -> Tensor:
+    """bool (): does a mask of `scaled_dot_product_attention` let most tokens see the one after them?"""
+    after = mask.detach().expand(*mask.shape[:-2], tokens, tokens).diagonal(1, -2, -1)
+    return _most(after if after.dtype == torch.bool else after > HIDDEN)
+
+
 _SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
 
 
@@ -56,7 +72,8 @@ class ModelInput:
 
     ids: int (batch, tokens), or None: what an embedding reads, where that is seen; models also shift their inputs, or
     are called with the targets. rows: numbers (batch, columns), or None. open: calls of attention over the whole
-    sequence without a mask, and of recurrent layers in both directions; causal: calls with a causal one. indices: one
+    sequence without a mask, and of recurrent layers in both directions; causal: calls with a causal one; masked: for
+    each call with a mask, bool () on its device: does that leave later tokens to be seen? indices: one
     of the inputs has whole numbers; several: two of them are rows of such. lengths: first two dimensions of what layers
     without `batch_first` were given.
     """
@@ -72,6 +89,7 @@ class ModelInput:
         self.indices = False
         self.rows: Tensor | None = None
         self.open = self.causal = 0
+        self.masked: list[Tensor] = []
         self.several = False
         self.lengths: list[tuple[int, int]] = []
 
@@ -100,6 +118,16 @@ class ModelInput:
             return
         self.causal += is_causal
         self.open += mask is None and not is_causal
+        if mask is not None and not is_causal and mask.dim() > 1:
+            self.masked.append(_shows_the_next(mask, key.shape[-2]))
+
+    def weights(self, weights: Tensor) -> None:
+        """The model has computed weights (..., tokens, tokens) of its attention by itself: do later ones count?"""
+        self.masked.append(_most(weights.detach().diagonal(1, -2, -1) > 0))
+
+    def may_be_weights(self, x: Tensor) -> bool:
+        """Has it one number for each two tokens?"""
+        return self.ids is not None and x.dim() > 2 and x.shape[-2:] == (self.ids.shape[1],) * 2
 
     def layer(self, module: Any, args: Any) -> None:
         """A layer was called: does it read a sequence, along which dimension, and from both ends?"""
@@ -151,8 +179,12 @@ class ModelInput:
         count = known.sum(dtype=torch.float32)
         shown = torch.where(known, wanted, -1)
         common = (known & (shown == shown.flatten().mode().values)).sum(dtype=torch.float32)
-        seen = (count * bool(self.open), count * bool(self.causal and not self.open))
-        return torch.stack((count, *same, *seen, common, count * bool(self.open or self.causal)))
+        masks = [shown.to(count.device, non_blocking=True) for shown in self.masked]
+        read = count * bool(self.open or self.causal or masks)
+        seen = count * bool(self.open)
+        if masks and not self.open:
+            seen = count * torch.stack(masks).any()
+        return torch.stack((count, *same, seen, read - seen, common, read))
 
     def leak(self, target: Tensor) -> Tensor | None:
         """float32 (): the largest share of samples, over the columns of the input, whose number is the target's.

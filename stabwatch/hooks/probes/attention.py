@@ -116,6 +116,13 @@ def softmax_of(site: Site, scores: Tensor, dim: int | None) -> None:
         site.context.unmeasured(SOFTMAX, site.name, OTHER_SOFTMAX)
 
 
+def weights_of(site: Site, weights: Tensor, scores: Tensor, dim: int | None) -> None:
+    """The same softmax gave these: if they are the weights of attention over tokens, note whether later ones count."""
+    given = site.context.input
+    if over_keys(site, scores, dim) is scores and given.may_be_weights(weights) and is_attention(site, scores):
+        given.weights(weights)
+
+
 def over_keys(site: Site, scores: Tensor, dim: int | None) -> Tensor | None:
     """The input of a softmax over its last dimension; None for any other.
 
