@@ -282,7 +282,7 @@ def divergence_outweighs_pixels(trial: Trial) -> None:
     mechanism="Levels of the noise are added up and not multiplied: the root of a negative number is taken.",
     causes=("NonFiniteData", "NonFiniteForward"),
     check=not_finite,
-    steps=80,
+    steps=100,
     shown_by="what the network is given is not finite",
 )
 def noise_levels_added_up(trial: Trial) -> None:
@@ -332,7 +332,7 @@ def silence_in_decibel(trial: Trial) -> None:
     causes=("NonFiniteForward", "NonFiniteWeights"),
     check=not_finite,
     where=("head",),
-    steps=60,
+    steps=100,
     shown_by="the output of the head is not finite from the first step on",
 )
 def length_of_zero_weights(trial: Trial) -> None:

@@ -4,6 +4,7 @@ from benchmarks.reports.case import REGISTRY
 from benchmarks.reports.healthy import (
     again,
     again_more,
+    by_hand,
     common,
     common_more,
     fresh,
@@ -23,6 +24,7 @@ __all__ = [
     "WORKLOADS",
     "again",
     "again_more",
+    "by_hand",
     "common",
     "common_more",
     "fresh",
