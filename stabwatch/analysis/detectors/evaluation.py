@@ -34,6 +34,8 @@ MOST = 8
 """Most validations of an excerpt that ends while both losses rise; in a longer one, a rise has a detector."""
 BOTH_RISE = (1.5, 3.0, 3.0)
 """Ratios of the last training loss to all before and to the one before, and of the last validation to all before."""
+MOVES = 0.98
+"""The same where the accuracy of all validations is one number."""
 LEARNED = 0.9
 """Share of the first training loss that the last one is below: something is learned."""
 
@@ -165,7 +167,9 @@ def _both_rise(loss: Column, told: Column) -> list[Incident]:
 
 
 def _one_answer(segment: RunSegment, loss: Column) -> list[Incident]:
-    """The accuracy of all validations is one number, as if each sample got one answer."""
+    """The accuracy of all validations is one number while training learns, as if each sample got one answer."""
+    if loss.values[-1] >= MOVES * loss.values[0]:
+        return []
     for column in segment.columns:
         if not (is_eval(column.name) and ACCURACY.search(plain(column.name)) and len(column) >= SAME):
             continue

@@ -37,6 +37,8 @@ EXACTLY = 2e-4
 """The same for a loss that became one number: four digits."""
 CONSTANT = 5
 """Fewest records that are one number, with as many digits, wherever in a training they are."""
+FIRST_EPOCHS = (3, 4)
+"""The same for the first epochs of a training, and fewest digits."""
 UNMOVED = 3
 """Records whose margins are exactly 0. In the first, a policy is the reference still."""
 UNMOVED_BY = 3
@@ -159,12 +161,14 @@ def _same(segment: RunSegment, loss: Column, named: Callable[[str], bool]) -> Co
 def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
     """The loss is one number in all records, with too many digits for chance."""
     value = float(loss.values[0])
-    if len(loss) < CONSTANT or digits_of(value) < CONSTANT or np.ptp(loss.values) != 0 or loss.role != "loss":
+    first_epochs = segment.fresh and segment.run.step_unit == "epoch" and not segment.watched
+    least, digits = FIRST_EPOCHS if first_epochs else (CONSTANT, CONSTANT)
+    if len(loss) < least or digits_of(value) < digits or np.ptp(loss.values) != 0 or loss.role != "loss":
         return []
     if _SHARE.search(loss.name):
         return []
     text = f"The {segment.loss_name} is {value:.6g} in each of its {len(loss)} records: nothing is learned."
-    return [nothing_learned(loss, text)]
+    return [nothing_learned(loss, text + (how_sure(len(loss), "likely") if len(loss) < CONSTANT else ""))]
 
 
 def _dies_at_guessing(segment: RunSegment, loss: Column) -> list[Incident]:

@@ -20,6 +20,8 @@ CLASSES = (
     200_019, 250_112, 256_000, 262_144,
 )  # fmt: skip
 """Numbers of classes, byte values and tokens; the logarithm of such a number is the loss of guessing."""
+MOST_CLASSES = 1000
+"""Largest other number of classes that a loss and an accuracy may show together."""
 STUCK = 4
 """Fewest epochs after the first in which loss and accuracy are the same numbers."""
 NEAR, LEAST = 0.01, 0.98
@@ -28,6 +30,8 @@ CHANCE = 0.01
 """Largest distance of the middle accuracy from one in so many classes."""
 GUESSED = 6
 """Fewest epochs of such a loss and such an accuracy."""
+THREE, SAME = 3, 0.002
+"""Fewest such epochs in which the loss hardly changes, and its largest change."""
 ABOVE = 8
 """Fewest records of a loss that is never below its first value."""
 GAINED = 0.02
@@ -76,16 +80,22 @@ def _stuck(segment: RunSegment, loss: Column) -> str:
 
 def _at_chance(segment: RunSegment, loss: Column) -> str:
     """Loss and accuracy are those of guessing in all epochs."""
-    if segment.run.step_unit != "epoch" or len(loss) < GUESSED:
+    few = len(loss) < GUESSED
+    if segment.run.step_unit != "epoch" or len(loss) < THREE:
         return ""
-    half = len(loss) // 2
-    for classes in CLASSES:
+    if few and float(np.ptp(loss.values)) > SAME * float(np.median(loss.values)):
+        return ""
+    half, middle_loss = len(loss) // 2, float(np.median(loss.values))
+    others = round(math.exp(middle_loss)) if 0 < middle_loss < math.log(MOST_CLASSES) else 2
+    for classes in dict.fromkeys((*CLASSES, max(others, 2))):
         ratio = loss.values / math.log(classes)
         falls = float(np.median(ratio[half:])) < (1 - NEAR) * float(ratio[:half].min())
         if abs(float(np.median(ratio)) - 1) > NEAR or ratio.min() < LEAST or falls:
             continue
         for column, share in _accuracies(segment, loss):
             middle, chance = float(np.median(share)), 1 / classes + min(CHANCE, 0.2 / classes)
+            if few and float(np.ptp(share)) > min(CHANCE, 0.2 / classes):
+                continue
             if share.min() > 0 and middle <= chance and (middle >= 2 / classes - chance or share.max() <= chance):
                 both = middle >= 2 / classes - chance
                 guessing = f"guessing among {classes} classes"

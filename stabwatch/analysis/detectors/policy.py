@@ -47,6 +47,8 @@ _VALUE = re.compile(
 _ONLY = re.compile(r"(?:^|[/_ ])loss$")
 _SPREAD = re.compile(r"(?:^|/)rewards?_std$|(?:^|/)reward/std$|(?:^|/)rewards/std$")
 """How far the rewards of one prompt's answers are apart."""
+_PART = re.compile(r"(?:^|/)rewards/(?!(?:chosen|rejected|margins|accuracies)$)", re.IGNORECASE)
+"""The rewards of which that of an answer is the sum."""
 _ENTROPY = re.compile(r"(?:^|[/_ ])(?:policy_|mean_)?entropy(?:_loss)?(?:_mean|/mean|_avg)?$")
 NONE = 1e-6
 """Largest entropy of a policy that does one thing."""
@@ -68,6 +70,8 @@ LASTS, LASTING = 3, 100.0
 NEVER, STILL_NEVER = 40, 10
 """Fewest records of a reward that is always 0, from the first on and later in a training."""
 _SUCCESS = re.compile(r"success|solved|(?:^|[/_ ])(?:wins?|win_rate|num_wins|scores?)(?:[/_ ]|$)")
+UNHEARD_OF = 1e15
+"""Least value loss of an excerpt without rewards that no reward explains."""
 BEYOND, HUGE = 10.0, 1e8
 """Least ratio of each value loss of an excerpt to the square of the largest reward, and its least size."""
 
@@ -162,7 +166,9 @@ def _grows(loss: Column, reward: Column | None, kind: str) -> list[Incident]:
 
 def _beyond_all(loss: Column, reward: Column | None) -> list[Incident]:
     """In an excerpt, each value loss is beyond what the rewards beside it explain."""
-    if reward is None or not len(reward) or not reward.values.any():
+    if reward is None or not len(reward):
+        return _unheard_of(loss) if float(loss.values.min()) >= UNHEARD_OF else []
+    if not reward.values.any():
         return []
     largest = min(max(float(np.abs(reward.values).max()), 1 / SQUARED), SQUARED)
     if loss.values.min() < max(HUGE, BEYOND * largest**2):
@@ -174,6 +180,15 @@ def _beyond_all(loss: Column, reward: Column | None) -> list[Incident]:
     )
     found = to_the_end(loss, 0, text, condition="LossDivergence", signal=loss.name)
     return [replace(found, confidence="possible")]
+
+
+def _unheard_of(loss: Column) -> list[Incident]:
+    """Without rewards in the log, a value loss that is the square of no reward."""
+    text = (
+        f"The value loss ('{loss.name}') is {loss.values[-1]:.4g} at step {loss.steps[-1]}: it had diverged "
+        "before, or the rewards are not scaled." + how_sure(len(loss), "possible")
+    )
+    return [replace(to_the_end(loss, 0, text, condition="LossDivergence", signal=loss.name), confidence="possible")]
 
 
 def _reward(segment: RunSegment) -> list[Incident]:
@@ -300,13 +315,18 @@ def _no_spread(segment: RunSegment) -> list[Incident]:
     """All answers get one reward in every record, below 1: advantages are 0, and nothing is learned."""
     reward, spread, norm = finite_of(segment, REWARD), finite_of(segment, _SPREAD), segment.of("grad_norm")
     spread = _extremes_apart(segment) if spread is None else spread
-    if reward is None or spread is None or len(reward) < ONE_REWARD or len(spread) < len(reward) or spread.values.any():
+    if reward is None or spread is None or not 0 < len(reward) <= len(spread) or spread.values.any():
         return []
     level, moves = float(reward.values[0]), norm is not None and bool(norm.values.any())
-    if moves or level >= 1 or float(np.ptp(reward.values)) > SAME * max(abs(level), 1.0):
+    parts = [c for c in segment.columns if _PART.search(c.name) and len(c)]
+    none = len(parts) > 1 and not any(c.values.any() for c in (reward, *parts))
+    if len(reward) < ONE_REWARD and not none:
         return []
+    if (moves and not none) or level >= 1 or float(np.ptp(reward.values)) > SAME * max(abs(level), 1.0):
+        return []
+    where = f"each of {number_of(len(reward))}" if len(reward) > 1 else "the only record"
     why = (
-        f"All answers get the reward {level:.4g} in each of {number_of(len(reward))} ('{spread.name}' is 0): the "
+        f"All answers get the reward {level:.4g} in {where} ('{spread.name}' is 0): the "
         f"advantages are 0. Is the task too hard, or does the reward not read the answers?"
     )
     return [_nothing_learned(reward, why)]

@@ -30,14 +30,16 @@ ALWAYS = 8
 """Records that are 0 up to the end, from which a smaller loss before matters too."""
 ALL = 5
 """Fewest records, all 0, that are reported."""
-BOTH = 2
-"""The same, if the gradient norm is 0 in each of them too."""
 PARTS = 3
-"""The same, if all parts of the loss are 0 too."""
+"""The same, if all parts of the loss are 0 too. If the gradient norm is, one is enough."""
+FEWEST = 3
+"""Fewest records of a loss that falls."""
 TINY = 1e-15
 """A loss that is 0 but for rounding."""
 LIKE = 0.1
 """Smallest loss before a single 0 at the end, relative to the usual one: some losses are often nearly 0."""
+LEFT_OUT = 20
+"""Ratio of the distance to the record before to that of the records before, from which those between are left out."""
 BY_HEART = 10
 """Epochs from one record to the next in which a model may learn a small data set by heart."""
 
@@ -45,7 +47,7 @@ BY_HEART = 10
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident."""
     loss = segment.finite_loss
-    if loss is None or len(loss) < BOTH or not segment.must_fall:
+    if loss is None or not len(loss) or not segment.must_fall:
         return []
     values = np.where(np.abs(loss.values) < TINY, 0.0, loss.values)
     if values.min() < 0:
@@ -56,18 +58,21 @@ def find(segment: RunSegment) -> list[Incident]:
         return []  # with such a norm, a loss of 0.0 is a NaN
     if any(c.role == "eval_loss" and len(c) and np.isnan(c.values[-1]) for c in segment.columns):
         return []  # and with such a validation loss too
-    nothing = norm is not None and len(norm) >= BOTH and not norm.values.any()
+    nothing = norm is not None and len(norm) >= len(loss) and not norm.values.any()
     parts = [c for c in segment.columns if c.role == "component"]
     empty = len(parts) > 1 and not any(c.values.any() for c in parts)
-    if not values.any() and len(values) >= (BOTH if nothing else PARTS if empty else ALL) and loss.role == "loss":
+    if not values.any() and (nothing or len(values) >= (PARTS if empty else ALL)) and loss.role == "loss":
         return [_always(loss, nothing)]
-    if len(values) <= BOTH:
+    if len(values) < FEWEST:
         return []
     fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1
     for i in [*range(1, min(WITHIN + 1, len(values))), *fell.tolist()]:
         if values[i] * BELOW_FIRST > values[0]:
             continue  # a recovery, not below where it began
-        if segment.run.step_unit == "epoch" and loss.steps[i] - loss.steps[i - 1] >= BY_HEART:
+        apart = int(loss.steps[i] - loss.steps[i - 1])
+        if segment.run.step_unit == "epoch" and apart >= BY_HEART:
+            continue
+        if i >= WITHIN and apart >= LEFT_OUT * int(np.median(np.diff(loss.steps[:i]))) > 0:
             continue
         before = float(values[max(0, i - WITHIN) : i].min() if i > WITHIN else values[0])
         rest = values[i:]
@@ -92,12 +97,19 @@ def find(segment: RunSegment) -> list[Incident]:
                 line=int(loss.lines[i]),
                 text=(
                     f"The {segment.loss_name} falls from {before:.4g} to {values[i]:.2g} at step {loss.steps[i]} and "
-                    f"stays there: too good to be true. Do the labels leak into the input, or are they all masked?"
+                    f"{_course(rest)}: too good to be true. Do the labels leak into the input, or are they all masked?"
+                    + (" Or does the trainer print 0 for NaN?" if not rest.any() else "")
                 ),
                 evidence=(f"Lowest: {rest.min():.2g}.",),
             )
         ]
     return _last(loss)
+
+
+def _course(rest: Array) -> str:
+    """What a loss does after it fell."""
+    highest = float(rest.max())
+    return "stays there" if highest <= 2 * float(rest[0]) else f"is at most {highest:.2g} after that"
 
 
 def _last(loss: Column) -> list[Incident]:
@@ -138,10 +150,11 @@ def _always(loss: Column, nothing: bool) -> Incident:
         last_step=None,
         records=len(loss),
         ratio=0.0,
-        confidence="likely",
+        confidence="likely" if len(loss) > 1 else "possible",
         line=int(loss.lines[0]),
         text=(
-            f"The loss is 0 in each of its {len(loss)} records{', and so is the gradient norm' if nothing else ''}: "
+            f"The loss is 0 in {'its only record' if len(loss) == 1 else f'each of its {len(loss)} records'}"
+            f"{', and so is the gradient norm' if nothing else ''}: "
             f"are all labels masked, is another loss trained than printed, or does the log have too few digits?"
         ),
     )

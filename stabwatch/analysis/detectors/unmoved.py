@@ -17,10 +17,10 @@ VALIDATIONS, DIGITS = 4, 5
 """Fewest validations that are one number, and its fewest digits: with fewer, chance and rounding do it."""
 LEARNED = 0.98
 """Share of the first training loss that is left at least: nothing is learned there either."""
-EPOCHS = 5
-"""Fewest epochs of a part of the loss that is 0."""
+EPOCHS, RECORDS = 5, 8
+"""Fewest epochs and other records of a part of the loss that is 0."""
 _OF_BOXES = re.compile(
-    r"(?:^|[/_ ])(?:[gcd]?iou|b?box|dfl|loc|box_reg)_loss$|(?:^|[/_ ])loss_(?:[gcd]?iou|b?box|dfl|loc)$"
+    r"(?:^|[/_ ])(?:[gcd]?iou|b?box|dfl|loc|box_reg)_loss$|(?:^|[/_ ])loss_(?:[gcd]?iou|b?box|dfl|loc|box_reg)$"
 )
 """Parts of the loss of a detector that are 0 only where no prediction is for an object."""
 
@@ -48,12 +48,14 @@ def _one_validation(segment: RunSegment) -> list[Incident]:
 
 
 def _no_boxes(segment: RunSegment) -> list[Incident]:
-    parts = [c for c in segment.columns if c.role == "component" and len(c) >= EPOCHS]
+    unit = "epoch" if segment.run.step_unit == "epoch" else "record"
+    fewest = EPOCHS if unit == "epoch" else RECORDS
+    parts = [c for c in segment.columns if c.role == "component" and len(c) >= fewest]
     zero = [c for c in parts if _OF_BOXES.search(plain(c.name)) and not c.values.any()]
-    if segment.run.step_unit != "epoch" or not zero or len(zero) == len(parts):
+    if not zero or len(zero) == len(parts):
         return []
     text = (
-        f"The part '{zero[0].name}' of the loss is exactly 0 in each of {number_of(len(zero[0]), 'epoch')}, and others "
+        f"The part '{zero[0].name}' of the loss is exactly 0 in each of {number_of(len(zero[0]), unit)}, and others "
         f"are not: no prediction was ever compared with an object. Are the labels found, and in the expected form?"
     )
     text += how_sure(len(zero[0]), "possible")

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.cell_tables import CellTables
-from stabwatch.analysis.readers.lines_above import HEADING, NameAbove
+from stabwatch.analysis.readers.lines_above import HEADING, LinesAbove
 from stabwatch.analysis.readers.nameless import Row, cells_of, columns_of, is_odd, lone_tensor, nameless
 from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of
 from stabwatch.analysis.readers.rewriting import parts_of, rewritten
@@ -57,7 +57,7 @@ class Parser:
         self.columns: list[Row] = []
         self.tables = CellTables(self._named)
         self.rows = epoch_rows.EpochRows()
-        self._above_line = NameAbove()
+        self._above_line = LinesAbove()
         self._raw = -1
         self._offset = 0
         self._with_values, self._apart = -1, 1
@@ -87,13 +87,15 @@ class Parser:
 
     def take(self, line: int, text: str) -> None:
         """One line, or the parts of a line in which something follows a progress bar at once."""
-        usual = rewritten(self._above_line.joined(text))
-        read = [self._understands(line, part) for part in parts_of(usual)]
-        self.latest = self.latest if usual is text else None
-        if any(read):
-            self.unread.understood(any(map(str.isdigit, text)))
-        else:
-            self.skip(text.encode("utf-8", "replace"))
+        self.latest = None
+        for at, whole in self._above_line.take(line, text):
+            usual = rewritten(whole)
+            read = [self._understands(at, part) for part in parts_of(usual)]
+            self.latest = self.latest if usual is text else None
+            if any(read):
+                self.unread.understood(any(map(str.isdigit, whole)))
+            else:
+                self.skip(whole.encode("utf-8", "replace"))
 
     def skip(self, raw: bytes) -> None:
         """One line that is not worth parsing."""
@@ -351,6 +353,8 @@ class Parser:
 
     def end(self) -> list[str]:
         """Number records without any step, or use the epoch. Returns notes."""
+        if self._above_line.parts:
+            self.take(-1, "")
         self.tables.close(-1)
         notes = []
         rises = sum(a[1] < b[1] for a, b in pairwise(self.bare))

@@ -1,4 +1,4 @@
-"""Lines that say what the values below them are: a heading, and a name whose number stands alone in the next line."""
+"""Lines that go on below: a heading, a name whose number stands alone in the next line, an open dictionary."""
 
 from __future__ import annotations
 
@@ -17,13 +17,36 @@ _GOES_ON = re.compile(r"\s*[-+]?(?:\d+\.\d*(?:e[-+]?\d+)?|nan|inf) ?[-,|] [A-Za-
 """The number of a name at the end of the line before, and what follows it: a line that was broken between the two."""
 
 
-class NameAbove:
-    """The name in the line before, if it waits for its number."""
+_OPENS = re.compile(r"[^{}]{0,60}\{ ?(['\"])[^'\"{}]{1,60}\1 ?:[^{}]*,\s*")
+_PAIR = re.compile(r"\s*(['\"])[^'\"{}]{1,60}\1 ?:[^{}]*(?:,|\}\W{0,4})\s*")
+MOST = 64
+"""Most lines of a dictionary."""
+
+
+class LinesAbove:
+    """The lines that wait for those below: a name for its number, a dictionary with one pair in a line for its end."""
 
     def __init__(self) -> None:
         self._name, self._whole = "", True
+        self._line, self.parts = -1, list[str]()
 
-    def joined(self, text: str) -> str:
+    def take(self, line: int, text: str) -> list[tuple[int, str]]:
+        """The lines that are complete with this one, with their numbers; often the same object."""
+        if not self.parts:
+            if "{" not in text or not _OPENS.fullmatch(text):
+                return [(line, self._joined(text))]
+            self._line, self.parts = line, [text.rstrip()]
+            return []
+        ends = "}" in text
+        if len(self.parts) < MOST and _PAIR.fullmatch(text):
+            self.parts.append(text.strip())
+            text = ""
+            if not ends:
+                return []
+        whole, self.parts = (self._line, " ".join(self.parts)), []
+        return [whole, *self.take(line, text)] if text else [whole]
+
+    def _joined(self, text: str) -> str:
         """The line, with the name above it if it is a number alone; the same object otherwise."""
         name, self._name = self._name, ""
         whole, self._whole = self._whole, True

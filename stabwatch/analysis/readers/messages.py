@@ -40,6 +40,14 @@ _REMARKS = (
 )  # fmt: skip
 
 
+_OTHERWISE = re.compile(
+    r"\b(?:nan|inf)s?\b[/, ]+(?:or )?(?:(?:nan|inf)s?\b[/, ]+(?:or )?)*(?!(?:nan|inf)s?\b)[a-z].*"
+    r"\b(?:norm|loss|value)\w*\s*[=:]\s*[\d.]",
+    re.IGNORECASE,
+)
+"""NaN as one of several reasons, with the number that it was: `detected nan/inf/spiky gradient (norm=2.2)`."""
+
+
 def kind_of(text: str) -> tuple[str, float] | None:
     """The kind of a `Remark` and the number in the line (a loss scale), NaN if none; None for other lines."""
     found = _OVERFLOW.search(text)
@@ -47,4 +55,6 @@ def kind_of(text: str) -> tuple[str, float] | None:
         value = next((number(group) for group in found.groups() if group), None)
         return "overflow", math.nan if value is None else value
     kind = next((kind for kind, pattern in _REMARKS if pattern.search(text)), None)
+    if kind == "nan_message" and _OTHERWISE.search(text):
+        return None
     return None if kind is None else (kind, math.nan)

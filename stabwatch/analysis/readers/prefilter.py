@@ -11,7 +11,7 @@ _COUNTED = re.compile(rb"\n ?\d{1,6}/\d")
 _BEGINS = re.compile(
     rb"s:|\W{0,12}(?i:train|val|test|eval|dev)[^\d]{0,90}$"
     rb"|\[\d[^\]]{0,9}\]|\[\d+, \d|-?\d+(?:\.\d+)?[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/"
-    rb"|  .*=|\s+all\s+\d|\xe2\x94"
+    rb"|  .*=|\s+all\s+\d|\xe2\x94|\s{0,8}(['\"])[^'\"]{1,60}\1\s?:"
 )
 """Counts before a colon, in brackets, in a column, of a total; indented keys; scores of all classes; a row in a box."""
 _ROW = re.compile(rb"\n-?\d+(?:\.\d+)?[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]")
@@ -48,6 +48,8 @@ def worth_parsing_in(block: bytes) -> Callable[[bytes], bool] | None:
         or b"\n\xe2\x94" in block
         or b"\ns:" in block
         or b"\n  " in block
+        or b"\n '" in block
+        or b'\n "' in block
         or (b"/" in block and _COUNTED.search(b"\n" + block) is not None)
         or _ROW.search(b"\n" + block) is not None
     )

@@ -6,6 +6,12 @@ import re
 
 from stabwatch.analysis.readers.names import number
 
+_RESTORED = re.compile(r"Restoring model weights from the end of the best epoch: \d+\.?")
+"""Keras, behind the bar that it ends."""
+_TWO_COLUMNS = re.compile(
+    r"\s{0,8}([A-Za-z][\w.-]{0,40}/[\w/.() -]{0,60}?)\s{2,}([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\s*", re.IGNORECASE
+)
+"""`trainer/QF1 Loss      0.53`, a row of two columns."""
 _REMARK = re.compile(r"\s+(?:<-{1,3}|<={1,3}|←)\s.*$", re.DOTALL)
 """What somebody wrote behind a line when it was pasted: `loss 9.1  <-- spike (step 4)`."""
 _VALUE_FIRST = re.compile(r"\s*\d+ (?:[\d.]+ [A-Za-z][\w ]*, )*(?:\d+\.\d+(?:e[+-]?\d+)?|-?nan|inf) loss,")
@@ -90,6 +96,10 @@ def rewritten(text: str) -> str:
     """The line in the usual form; the same object if it is in that form already."""
     if "<" in text or "←" in text:
         text = _without_remark(text)
+    if "est epoch: " in text:
+        text = _RESTORED.sub("", text)
+    if "/" in text[:48] and text.count("  ") and (row := _TWO_COLUMNS.fullmatch(text)):
+        return f"{row[1]}: {row[2]}"
     if "\\" in text:
         text = _ESCAPED.sub("", text)
     if "] " in text and text[:1] in "[MTWFS":

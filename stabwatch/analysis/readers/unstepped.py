@@ -39,7 +39,7 @@ def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
     if epochs:
         records = _with_first_epoch(in_blocks(records))
     else:
-        records = without_settings(records)
+        records = in_turn(without_settings(records))
         records = [record for record in records if not all(map(_is_beside, record[2]))] or records
     builder.unit = "epoch" if epochs else "ordinal"
     begun, before = 0, 0
@@ -110,6 +110,19 @@ def without_copies(records: list[Unstepped]) -> list[Unstepped]:
         return records
     skipped = set(copies)
     return [record for i, record in enumerate(records) if i not in skipped]
+
+
+def in_turn(records: list[Unstepped]) -> list[Unstepped]:
+    """Records of which the lines of a block are one: lines without a gap, until a key comes again."""
+    out: list[Unstepped] = []
+    last = -2
+    for line, epoch, values in records:
+        if out and line - last <= 1 and out[-1][1] == epoch and not out[-1][2].keys() & values.keys():
+            out[-1] = (out[-1][0], epoch, {**out[-1][2], **values})
+        else:
+            out.append((line, epoch, values))
+        last = line
+    return out
 
 
 def in_blocks(records: list[Unstepped]) -> list[Unstepped]:
