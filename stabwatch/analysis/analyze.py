@@ -12,6 +12,7 @@ from typing import Any
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
 from stabwatch.alerts.held_up import failed_in, held_up_in
 from stabwatch.alerts.incidents import Incident, rule_incidents
+from stabwatch.alerts.roles import REWARD, spelled
 from stabwatch.alerts.timeline import lead, timeline
 from stabwatch.analysis.detectors.segments import segments
 from stabwatch.analysis.detectors.wording import FEW, number_of
@@ -260,9 +261,12 @@ def calm_verdict(run: LogRun) -> str:
         return "No training record was found."
     unit = WORDS[run.step_unit]
     extent = f"in {number_of(len(run.steps))}, {unit}s {run.steps.min():,} to {run.steps.max():,}"
-    if not any(len(column) for column in run.columns if column.role in ("loss", "eval_loss")):
-        return f"This log has no loss, so it is not known how training went, {extent}."
     few = " That is too few to show a slow problem." if len(run.steps) < FEW else ""
+    if not any(len(column) for column in run.columns if column.role in ("loss", "eval_loss")):
+        reward = next((c.name for c in run.columns if len(c) and REWARD.search(spelled(c.name))), None)
+        if reward is not None:
+            return f"This log has no loss, and its reward ('{reward}') shows no problem, {extent}.{few}"
+        return f"This log has no loss, so it is not known how training went, {extent}."
     return f"This log shows no problem, {extent}.{few}"
 
 

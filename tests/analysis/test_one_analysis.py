@@ -86,6 +86,13 @@ def test_a_calm_run():
     assert found.diagnosis.verdict == "This log shows no problem, in 200 records, steps 0 to 1,990."
 
 
+def test_a_log_of_rewards_alone_is_judged_by_them():
+    found = analysed(run_of(other__reward=[i / 9 for i in range(200)], other__length=[7.0] * 200))
+    assert found.diagnosis.verdict == (
+        "This log has no loss, and its reward ('reward') shows no problem, in 200 records, steps 0 to 199."
+    )
+
+
 @pytest.mark.parametrize(
     ("run", "words"),
     [

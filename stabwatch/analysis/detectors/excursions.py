@@ -58,6 +58,8 @@ ABOVE_STEPS = 4.0
 """Scatters of the changes between records that such an excursion rises by, if later records are as low as before."""
 CLEARLY = 2.5
 """Ratio of its peak to all records before, from which it is no noise whatever the others do."""
+AROUND, PLACES = 256, 3
+"""Records on either side of an excursion, and places in each where the curve is as high, from which that is usual."""
 COMMON = 20
 """Number of other spans at least half as high from which an excursion counts as noise."""
 
@@ -104,7 +106,13 @@ def excursions(values: Array, reference: Reference, fresh: bool, dies: bool = Fa
             done = excursion.stop
     if len(values) <= EXCERPT and not (fresh or dies):
         found = [e for e in found if not is_noise(values, e)]
-    return [e for e in found if not (e.recovered and _common(rise / scale, e, found))]
+    return [e for e in found if not (e.recovered and (_common(rise / scale, e, found) or _is_usual(values, e)))]
+
+
+def _is_usual(values: Array, e: Excursion) -> bool:
+    """Whether single records are as high at several places before and after a short one: a curve with long tails."""
+    around = (values[max(e.start - AROUND, 0) : e.start], values[e.stop : e.stop + AROUND])
+    return e.stop - e.start <= SUSTAINED and all(len(spans(x >= values[e.peak])) >= PLACES for x in around)
 
 
 def is_noise(values: Array, e: Excursion) -> bool:

@@ -29,6 +29,8 @@ _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Most records without a step, which are numbered at the end of the file; further ones are not read."""
 _MANY = 4
 """Ratio of records without a step to records with one, from which the step is spurious."""
+_PASSED = 3
+"""Epochs through which the step went on, from which one that falls is of another training."""
 _NEAR = 200
 """A line without a step belongs to the last step if it is within this many lines of its first."""
 
@@ -60,6 +62,7 @@ class Parser:
         self._above_line = LinesAbove()
         self._raw = -1
         self._offset = 0
+        self._passed = 0  # epochs that began while the step went on, which counts through them
         self._with_values, self._apart = -1, 1
         self._at = -_NEAR
         self._keys: set[str] = set()
@@ -72,8 +75,7 @@ class Parser:
         self._evaluation = False
         """Whether the last heading was of an evaluation."""
         self._remarked = -1  # the last line that is a remark
-        self._length: int | None = None
-        """Steps of an epoch, if the log says how many there are."""
+        self._length: int | None = None  # steps of an epoch, if the log says how many there are
         self._ends: dict[int, int | None] | None = {}
         """Epoch by step, if each record is the last or the only one of its epoch, always at the same step."""
         self._only: int | None = None
@@ -267,7 +269,8 @@ class Parser:
         if self._whole and of_epoch and step == self._raw and None not in (self.epoch, self._epoch_of_step):
             later = self.epoch != began  # the only record of another epoch, also where training begins again
         ended = of_epoch and self.epoch is None and self._raw == self._length and step < self._raw
-        if ended or (later and step <= self._raw):
+        self._passed += later and step > self._raw
+        if ended or (later and step <= self._raw and self._passed < _PASSED):
             known = self._length is not None and self._length >= self._raw
             counted = self._raw + (self._apart if step == 0 else 0)  # the count restarts with each epoch
             self._offset += self._length or 0 if known else counted

@@ -41,7 +41,7 @@ STEP_KEYS = (
     "total_step", "current_step", "cur_step", "total_iter", "total_iters", "current_iter", "cur_iter", "n_step",
     "updates", "n_updates", "minibatch", "#", "训练次数", "迭代次数", "迭代", "步数",
     "total_timesteps", "time/total_timesteps", "timesteps", "env_steps",
-    "env_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
+    "env_step", "nimg", "kimg", "progress/kimg", "episode", "episodes", "generation",
 )  # fmt: skip
 """Keys that count steps, the most trusted first."""
 EPOCH_KEYS = (

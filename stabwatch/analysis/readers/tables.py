@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from stabwatch.analysis.readers.file import LogFile
 from stabwatch.analysis.readers.log import Log, StepUnit
@@ -22,6 +23,8 @@ _VALUES = ("value", "metric_value", "metricvalue", "scalar")
 _SPLITS = ("phase", "split", "mode", "stage", "subset", "set", "partition")
 _MONITOR = ["reward", "episode_length", "time"]
 """Columns of the monitor files of stable-baselines and Gym, which name them `r,l,t`."""
+_ANY_NAME = re.compile(r"[A-Za-z_][\w /().%-]{0,40}")
+LEAST_ROWS = 3
 _RULE = re.compile(r"[-=+| :]+")
 _COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 _TAG = re.compile(r"-tag-(.+?)(?: \(\d+\))?\.csv")
@@ -30,12 +33,13 @@ _TAG = re.compile(r"-tag-(.+?)(?: \(\d+\))?\.csv")
 
 @dataclass(frozen=True)
 class _Table:
-    """Format of a table. header: the line with the names. decimal_comma: numbers are written as `3,14`."""
+    """Format of a table. header: the line with the names. decimal_comma: numbers are written as `3,14`. first: rows."""
 
     delimiter: str
     names: list[str]
     header: str
     decimal_comma: bool
+    first: list[list[str]]
 
     def cells(self, line: str) -> list[str]:
         """The cells of a line. Raises csv.Error."""
@@ -66,9 +70,10 @@ def _table(source: LogFile) -> _Table | None:
             except csv.Error:
                 continue
             names = _MONITOR if lines[0].startswith("#{") and names[:3] == ["r", "l", "t"] else names
-            if len(names) > 1 and rows and _fits(names, rows[0]) and (delimiter or _is_aligned(names, rows)):
+            fits = len(names) > 1 and rows and (_fits(names, rows[0]) or (delimiter and _is_regular(names, rows)))
+            if fits and (delimiter or _is_aligned(names, rows)):
                 cells = [cell for row in rows for cell in row]
-                return _Table(delimiter, names, line, delimiter != "," and _has_decimal_commas(cells))
+                return _Table(delimiter, names, line, delimiter != "," and _has_decimal_commas(cells), rows)
         if not line.startswith("#"):
             return None
     return None
@@ -82,6 +87,13 @@ def _fits(names: list[str], cells: list[str]) -> bool:
     numbers = [number(c) for c in cells]
     short = all(len(n) <= 120 for n in names)
     return named and known and short and len(cells) == len(names) and any(x is not None for x in numbers)
+
+
+def _is_regular(names: list[str], rows: list[list[str]]) -> bool:
+    """Whether names that are not known stand above three rows or more of numbers, each as long as the header."""
+    named = all(_ANY_NAME.fullmatch(name) for name in names) and len(set(names)) == len(names)
+    numbers = [len(row) == len(names) and all(number(cell) is not None for cell in row) for row in rows]
+    return named and len(rows) >= LEAST_ROWS and all(numbers)
 
 
 def _is_aligned(names: list[str], rows: list[list[str]]) -> bool:
@@ -109,7 +121,7 @@ def _read(source: LogFile) -> Log:
         names = [tag[1] if name == "value" else names[i] for i, name in enumerate(low)]
     runs = _by_run(names)
     builders = {run: RunBuilder(run) for run in dict.fromkeys(runs.values())} or {"": RunBuilder()}
-    step_at, unit = _step(names)
+    step_at, unit = _step(names, table.first)
     time_at = next((i for i, n in enumerate(names) if n.lower() in _TIMES), None)
     columns = [
         (i, _without(n, runs.get(i)), builders[runs.get(i, "")] if runs else builders[""])
@@ -140,7 +152,7 @@ def _read_long(source: LogFile, table: _Table, low: list[str]) -> Log:
     """A row per value, with its name in a column, as MLflow and Comet export."""
     name_at = next(i for i, name in enumerate(low) if name in _NAMES)
     value_at = next(i for i, name in enumerate(low) if name in _VALUES)
-    step_at, unit = _step(table.names)
+    step_at, unit = _step(table.names, [])
     series: dict[str, list[tuple[float, int, float]]] = {}
     for line, cells in _rows(source, table):
         value, step = _cell(cells, value_at), _cell(cells, step_at)
@@ -229,12 +241,18 @@ def _cell(cells: list[str], at: int | None) -> float | None:
     return number(text) if text else None
 
 
-def _step(names: list[str]) -> tuple[int | None, StepUnit]:
-    ranked = [(rank, i) for i, n in enumerate(names) if (rank := step_rank(n)) is not None]
+def _step(names: list[str], rows: list[list[str]]) -> tuple[int | None, StepUnit]:
+    ranked = sorted((rank, i) for i, n in enumerate(names) if (rank := step_rank(n)) is not None)
     if ranked:
-        return min(ranked)[1], "step"
+        return next((i for _, i in ranked if _counts(i, rows)), ranked[0][1]), "step"
     epochs = [i for i, n in enumerate(names) if plain(n) in EPOCH_KEYS]
     return (epochs[0], "epoch") if epochs else (None, "ordinal")
+
+
+def _counts(at: int, rows: list[list[str]]) -> bool:
+    """Whether a column does not fall in the first rows: `steps` beside `episode` may be the length of each."""
+    values = [value for row in rows if len(row) > at and (value := number(row[at])) is not None]
+    return all(a <= b for a, b in pairwise(values))
 
 
 def _by_run(names: list[str]) -> dict[int, str]:

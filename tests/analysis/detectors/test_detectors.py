@@ -180,6 +180,13 @@ def test_bad_batches_heavy_tails_and_humps_are_notes():
     assert not troubles(run_of(loss=[14.1, 76.8, 31.7, 21.1, 17.0], steps=[20, 30, 40, 50, 60]))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_losses_of_single_samples_with_long_tails_do_not_spike(seed):
+    rng = np.random.default_rng(seed)
+    loss = np.exp(-1.2 - 0.3 * np.linspace(0, 1, 4000) + 1.9 * rng.standard_normal(4000))
+    assert [f.condition for f in detect(run_of(loss=loss)) if f.is_problem] == []
+
+
 def test_where_a_loss_need_not_fall_nothing_is_made_of_its_rise():
     loss = [*calm_curve(100), *np.linspace(2.5, 30, 300)]
     assert troubles(run_of(loss=loss))

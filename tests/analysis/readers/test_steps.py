@@ -159,3 +159,13 @@ def test_tables_on_a_terminal(form, banner, tmp_path):
     run = _run(tmp_path, banner + head + "".join(row.format(s=i + 1, l=loss) for i, loss in enumerate(LOSSES)))
     assert run.of("loss").steps.tolist() == list(range(1, N + 1))
     assert run.of("loss").values.tolist() == pytest.approx(LOSSES)
+
+
+def test_a_step_that_counts_through_the_epochs_begins_again_with_another_training(tmp_path):
+    text = ""
+    for epoch in [*range(6), *range(6)]:
+        steps = [300 * epoch + 100 * i for i in range(3)]
+        text += "".join(f"[Step {step}] cos: 1.0000 | NormRatio: 0.9{step}\n" for step in steps)
+        text += f">>> Ep {epoch + 1}: Loss {3 - epoch / 4:.4f} | ACC 90.00%\n"
+    told = [200 + 300 * epoch for epoch in range(6)]
+    assert _run(tmp_path, text).of("loss").steps.tolist() == [*told, *told]

@@ -91,3 +91,16 @@ def test_a_table_of_tensorboard_is_named_after_its_tag(tmp_path):
 def test_a_sentence_is_no_table(tmp_path):
     text = "The loss fell\nto 3 again\nfrom 5 then\n" + "".join(f"step {i} loss {3 - i / 20}\n" for i in range(N))
     assert _run(tmp_path, text, "train.log").of("loss").steps.tolist() == list(range(N))
+
+
+def test_a_table_of_names_that_are_not_known_is_one(tmp_path):
+    text = "Generation,Best_Fitness,Num_Agents\n" + "".join(f"{i},{i * i / 7},5\n" for i in range(1, N))
+    run = _run(tmp_path, text)
+    assert run.of("loss") is None and [c.name for c in run.columns] == ["Best_Fitness", "Num_Agents"]
+    assert run.steps.tolist() == list(range(1, N))
+
+
+def test_the_length_of_an_episode_counts_nothing(tmp_path):
+    text = "episode,reward,steps\n" + "".join(f"{600 + i},{i / 9},{(7 * i) % 11}\n" for i in range(N))
+    run = _run(tmp_path, text)
+    assert run.steps.tolist() == [600 + i for i in range(N)]
