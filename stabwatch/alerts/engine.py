@@ -266,7 +266,10 @@ class Engine:
             return alert
         chosen = rule.thresholds[change.level]
         condition = chosen.when[0]
-        earlier = {f"{name}_at_onset": value for name, value in change.context.items()}
+        first = change.onset if change.onset >= 0 else step
+        onset = _began(rule, first, numbers)
+        known = change.context if onset == first else {}  # those numbers are of a later step
+        earlier = {f"{name}_at_onset": value for name, value in known.items()}
         alert = Alert(
             rule=rule.name,
             severity=chosen.severity,
@@ -274,7 +277,7 @@ class Engine:
             signal=signal,
             layer=where,
             step=step,
-            onset=change.onset if change.onset >= 0 else step,
+            onset=onset,
             time=time,
             value=numbers[condition.gauge],
             threshold=condition.above if condition.above is not None else condition.below,
@@ -385,3 +388,9 @@ class Engine:
     def _over(self, rule: Rule | None, step: int, time: float) -> list[Alert]:
         alert = self._firing.pop((rule.name, "", ""), None) if rule is not None else None
         return [replace(alert, state="resolved", step=step, time=time)] if alert else []
+
+
+def _began(rule: Rule, onset: int, numbers: dict[str, float]) -> int:
+    """The step at which it began, of which the first point outside the normal range has told later."""
+    before = numbers.get(rule.began, 0.0)
+    return max(0, onset - int(before)) if math.isfinite(before) else onset

@@ -8,7 +8,8 @@ from stabwatch.alerts.evidence import Evidence, Found, RootCause
 LARGE_UPDATE = 0.1
 """Update-to-weight ratio above that of any healthy step: a hundred times the usual 1e-3."""
 EARLY_UPDATE = 0.03
-"""Updates of this size in the first steps explain layers that are lost after them: thirty times the usual 1e-3."""
+"""Updates of this size explain layers that are lost after them, and a loss that climbs without a jump: thirty times the
+usual 1e-3."""
 _LOST = ("VanishingOverDepth", "TokenCollapse", "DeadUnits", "SaturatedUnits")
 _STANDS = ("NotLearning", "NoBetterThanMean", "OutputsConstant")
 """Nothing is learned from the first steps on: what came in those explains it, too."""
@@ -131,7 +132,8 @@ def _rate_too_high(e: Evidence) -> Found | None:
         return None  # large steps are no reason for steps that change nothing
     alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + e.together), None)
     lost = [a for a in e.of(*_LOST) if a.onset <= e.onset + e.together]
-    large = EARLY_UPDATE if lost else LARGE_UPDATE
+    slowly = bool(e.alerts) and all(a.rule == "LossDivergence" for a in e.alerts)
+    large = EARLY_UPDATE if lost or slowly else LARGE_UPDATE
     stands = [a for a in e.of(*_STANDS) if a.onset <= e.onset + e.together]
     until = max((e.onset, *(a.step for a in stands)))
     peaks = [p for p in e.memory.update_peaks if p.step <= until and p.ratio >= large]
@@ -156,7 +158,7 @@ def _rate_too_high(e: Evidence) -> Found | None:
         return None
     since = peaks[-1].step if peaks else e.onset
     leads = alert is not None or worse is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE
-    leads = leads or bool(lost) or bool(stands)
+    leads = leads or bool(lost) or bool(stands) or slowly
     return Found(since, tuple(lines), (peaks[-1].layer,) if peaks else (), leads=leads)
 
 

@@ -74,6 +74,8 @@ class Rule:
     references: tuple[str, ...] = ()
     fact: bool = False
     """It states a fact of the set-up or of the loop and no symptom: it comes before all that began with it or later."""
+    began: str = ""
+    """A gauge: steps before the first point outside the normal range at which it began."""
     muted: tuple[str, ...] = ()
     """Patterns (`fnmatch`) of layers for which the user has muted the rule."""
 

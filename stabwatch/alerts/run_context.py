@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from stabwatch.alerts.origins import Origin
 from stabwatch.alerts.statistics import Array, Ints, median, row_medians
 from stabwatch.alerts.templates import format_guard
+from stabwatch.alerts.update_feature import SEARCHES
 from stabwatch.runlog import Event, SeriesKey
 
 _CONTEXT = (
     "loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale",
     "rank_nonfinite_max", "rank_nonfinite_worst", "input_rms", "input_spread_ratio", "input_alike_ratio",
-    "clip_limit", "token_loss",
+    "clip_limit", "token_loss", "closure_passes",
 )  # fmt: skip
 _HIGHER = 1.2
 """A new peak of the update ratio is kept if it is higher by this factor, so that few are kept."""
@@ -78,7 +79,8 @@ class RunContext:
     guards, as (step, description); announced: changes, as (step, sentence). origins: where values that are not finite
     were made. recurrent: first and last largest singular value of each recurrent weight matrix. recurrent_layers: the
     modules that have one. first_gradient: the first gradient norm, before clipping, NaN before there is one.
-    smallest_input: least root mean square of the model's input so far. nonfinite_ranks: for each step at which
+    smallest_input: least root mean square of the model's input so far. searches: the optimizer goes
+    on in a step until it has found a low loss. nonfinite_ranks: for each step at which
     non-finite values began, the rank that counted the most, -1 where that is not known.
     """
 
@@ -95,6 +97,7 @@ class RunContext:
         self.largest_activation = math.nan
         self.first_gradient = math.nan
         self.smallest_input = math.inf
+        self.searches = False
         self.recurrent_layers: frozenset[str] = frozenset()
         self.layer_order: dict[str, int] = {}
         self.batches: dict[int, list[dict[str, Any]]] = {}
@@ -300,11 +303,14 @@ class RunContext:
             self.first_gradient = float(known[0])
 
     def _inputs(self, values: Array) -> None:
-        """Note the smallest input in records (n, series)."""
+        """Note the smallest input in records (n, series), and whether the optimizer searches."""
         column = self._context_columns.get("input_rms")
         if column is not None:
             sizes = values[:, column]
             self.smallest_input = float(np.min(sizes[sizes > 0], initial=self.smallest_input))
+        column = self._context_columns.get("closure_passes")
+        if column is not None:
+            self.searches = self.searches or bool((values[:, column] >= SEARCHES).any())
 
     def _note_ranks(self, steps: Ints, values: Array) -> None:
         """Note on which rank non-finite values began."""

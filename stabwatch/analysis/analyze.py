@@ -183,7 +183,11 @@ def analyze_source(
     if watched and (gone := killed_end(log.meta, events, summaries.last_step, summaries.last_time)) is not None:
         events = (*events, gone)
         lead(engine, gone)
-    view = replace(curves.run(log.meta.run), comparable=engine.comparable) if foreign is None else foreign.run
+    view = (
+        foreign.run
+        if foreign is not None
+        else replace(curves.run(log.meta.run), comparable=engine.comparable, searched=engine.memory.searches)
+    )
     steps = view.steps
     hindsight = in_hindsight(view, rule_incidents(engine.history), watched, engine.data_changes, engine.fresh_starts)
     incidents = in_units(hindsight.incidents, view.step_unit)

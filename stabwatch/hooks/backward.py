@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -39,10 +40,12 @@ def unheard() -> bool:
 
 @functools.wraps(_backward)
 def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
-    heard = () if torch.compiler.is_dynamo_compiling() else tuple(LISTENERS)
+    heard: Sequence[TapContext] = () if torch.compiler.is_dynamo_compiling() else tuple(LISTENERS)
     if not heard:
         _backward(tensors, grad_tensors, *args, **kwargs)
         return
+    if len(heard) > 1:
+        heard = _of_this_thread(heard)
     tensors = tuple(tensors) if isinstance(tensors, Iterator) else tensors  # torch reads it too
     given: tuple[list[Any], list[Any] | None] | None = None
     with shielded(heard[0].isolation, "loss"):
@@ -65,6 +68,15 @@ def leave_uncompiled() -> None:
     if skip is not None:
         for wrapper in wrappers:
             skip(wrapper.__code__)
+
+
+def _of_this_thread(heard: Sequence[TapContext]) -> Sequence[TapContext]:
+    """The watches whose models this thread has called, if it has called any.
+
+    Others may have a backward pass of their own now, which writes into the gradients that they would look at.
+    """
+    here = threading.get_ident()
+    return [context for context in heard if context.thread in (0, here)] or heard
 
 
 def _begins(heard: Sequence[TapContext], tensors: Any, grad_tensors: Any) -> tuple[list[Any], list[Any] | None]:

@@ -24,7 +24,7 @@ _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
     "evaluation_mode_ratio", "clip_limit", "clip_value", "backward_passes", "forward_passes", "calls_without_gradient",
     "batch_repeated", "opponent_steps", "clip_late_ratio", "scaled_step_ratio", "weight_decay_ratio",
-    "weights_written", "batch_shift_ratio",
+    "closure_passes", "weights_written", "batch_shift_ratio",
 )  # fmt: skip
 _GAUGES = len(_HOST_GAUGES) - 1
 """Those that are known when the step ends: the last one is computed from the batch when the record is written."""
@@ -76,6 +76,7 @@ class HostNumbers:
     evaluating: float = math.nan
     passes: int = 0
     forwards: int = 0
+    closures: int = 0
     acted: int = 0
     opposed: float = math.nan
     singles: int = 0
@@ -132,7 +133,7 @@ class HostNumbers:
     def next_step(self) -> None:
         """Reset what is counted within a step."""
         self.data_wait, self.samples, self.passes, self.forwards = math.nan, 0, 0, 0
-        self.singles = self.largest = 0
+        self.singles = self.largest = self.closures = 0
         self.clip_limit = self.clip_value = math.nan
         self.evaluating = self.repeated = self.clip_late = self.scaled_step = math.nan
         self.batch, self.written = None, math.nan
@@ -152,7 +153,7 @@ class HostNumbers:
             self.learning_rate, self.overhead, self.taps_missing, self.evaluating, self.clip_limit,
             self.clip_value, self.passes or math.nan, self.forwards or math.nan,
             self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.opposed,
-            self.clip_late, self.scaled_step, self.decay, self.written,
+            self.clip_late, self.scaled_step, self.decay, self.closures or math.nan, self.written,
             self.skipped - skipped, self.errors - errors, self.dropped - dropped, self.resets - resets,
         )  # fmt: skip
 

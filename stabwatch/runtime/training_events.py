@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -165,6 +166,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
     def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
         self._silence.forwards += 1
+        self.context.thread = threading.get_ident()
         self._since_step += 1
         if not self.context.parts.followed and self._clock.forward_ends_step():  # a part may have its own optimizer
             self._end_step()
@@ -275,6 +277,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             if self._clock.inside is None:
                 self.isolation.run("checks", "always", self._checks.pass_ended)
         if self._clock.inside is not None:
+            self._host.closures += 1
             self._taps.now.steps.gradients_ready(self._clock.inside)
         elif self._parameter_steps.active:
             self._prepare()

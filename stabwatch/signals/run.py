@@ -206,6 +206,10 @@ SIGNALS = (
         "ratio",
     ),
     _host("backward_passes", "Backward passes of the step that reached the model's parameters."),
+    _host(
+        "closure_passes",
+        "Backward passes of the step within the optimizer's own step: of a closure (L-BFGS); absent without any.",
+    ),
     _host("forward_passes", "Training forwards of the model in the step."),
     _host(
         "calls_without_gradient",

@@ -418,6 +418,7 @@ def test_weights_that_the_program_spoils_are_told_first_and_no_more_than_all_is_
     engine.observe(block(series, 0))
     first = diagnose(engine).causes[0]
     assert first.name == "WeightsReplaced" and "and 100% of the progress" in first.evidence[0]
+    assert first.since_step == 60, "at the write, and not where the losses after it are there"
 
 
 def test_weights_that_take_the_place_of_others_are_no_change_from_outside():

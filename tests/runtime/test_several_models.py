@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import stabwatch
 from stabwatch.errors import ConfigError
+from stabwatch.hooks.backward import _of_this_thread
 from stabwatch.runlog import read_run
 
 STEPS = 8
@@ -139,3 +141,10 @@ def test_several_models_at_once_are_one_clear_sentence(several):
     models = [_mlp(4, 2), _mlp(2, 1)]
     with pytest.raises(ConfigError, match="call it once for each of these 2"):
         stabwatch.attach(several(models), torch.optim.SGD(models[0].parameters(), lr=0.1))
+
+
+def test_a_backward_pass_is_not_heard_by_the_watch_of_a_model_of_another_thread():
+    """That one may have a pass of its own, which writes into the gradients that would be looked at."""
+    mine, other, new = (SimpleNamespace(thread=t) for t in (threading.get_ident(), 7, 0))
+    assert _of_this_thread([mine, other, new]) == [mine, new]
+    assert _of_this_thread([other]) == [other], "a model may be called in one thread and trained in another"

@@ -114,6 +114,9 @@ class ReplacedFeature(RunFeature):
             "ratio",
             "run",
         ),
+        DerivedSignal(
+            "weights_written_steps", f"Steps since that write, where its {AFTER} losses are there; else 0.", "1", "run"
+        ),
     )
 
     def __init__(self) -> None:
@@ -124,6 +127,7 @@ class ReplacedFeature(RunFeature):
         self._writes: deque[bool] = deque(maxlen=HABIT)
         self._highest: deque[float] = deque(maxlen=HABIT)
         self._waiting: list[float] | None = None
+        self._wrote = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         written, loss, resets = (self._one(signal, values) for signal in self._columns.signals)
@@ -134,8 +138,8 @@ class ReplacedFeature(RunFeature):
         if resets > 0 or habit:
             self._waiting = None
         elif written > 0:
-            self._waiting = []
-        lost = 0.0
+            self._waiting, self._wrote = [], self._step
+        lost, since = 0.0, 0
         if self._waiting is None:
             self._course.observe([loss])
             self._highest.append(loss)
@@ -146,8 +150,8 @@ class ReplacedFeature(RunFeature):
                 above = now > max(self._highest, default=math.inf)
                 lost = self._course.lost(now) if above else 0.0
                 self._course.observe(self._waiting)
-                self._waiting = None
-        return {self.gauges[0].name: lost, "loss": loss}
+                self._waiting, since = None, self._step - self._wrote
+        return dict(zip((g.name for g in self.gauges), (lost, since), strict=True)) | {"loss": loss}
 
     def measures(self, values: Array) -> Bools:
         """See `blocks`: records of steps of which this is known."""
@@ -191,12 +195,13 @@ RULES: tuple[Rule, ...] = (
         family="weights_written",
         summary="The program wrote other weights into the model in the middle of the run, and what was learned is "
         "lost.",
-        description="The program wrote into the weights between two steps, and {loss_lost_at_write_ratio:.0%} of the "
-        "progress of the loss is gone since.",
+        description="The program wrote into the weights between two steps, {weights_written_steps:.0f} steps before "
+        "this one, and {loss_lost_at_write_ratio:.0%} of the progress of the loss is gone since.",
         thresholds=(Threshold(severity="warning", when=(Condition("loss_lost_at_write_ratio", above=0.25),)),),
         abnormal=(Condition("loss_lost_at_write_ratio", above=0.1),),
         source="a quarter of the progress, in the median of three losses that are above each of the 16 before; a "
         "program that writes again and again is left out",
+        began="weights_written_steps",
         remedy=(
             "Find what writes into the weights there: averaged weights that are left in after an evaluation, a "
             "checkpoint that is loaded, an initialisation in the loop over epochs.",

@@ -12,6 +12,7 @@ from stabwatch.alerts.features import DerivedSignal, Feature, MedianFeature, Pla
 from stabwatch.alerts.references import ADAM, CALIBRATED, GHOSTS, PROXIES, SDC
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints
+from stabwatch.alerts.update_feature import UpdateFeature
 from stabwatch.runlog import SeriesKey
 
 FAR = 16
@@ -162,19 +163,7 @@ def _at_or(now: Array, rows: Ints, before: Array) -> Array:
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
-        MedianFeature(
-            "update",
-            "update_to_weight_ratio",
-            DerivedSignal(
-                "update_to_weight_median_ratio", "Median over layers of update_to_weight_ratio.", "ratio", "run"
-            ),
-            DerivedSignal(
-                "update_to_weight_to_peak_ratio",
-                "update_to_weight_median_ratio over its previous peak.",
-                "ratio",
-                "run",
-            ),
-        ),
+        UpdateFeature(),
         WeightFeature(),
         PlainFeature("adam_step_rms"),
         MedianFeature(
@@ -235,10 +224,18 @@ RULES: tuple[Rule, ...] = (
         "norm.",
         thresholds=(
             Threshold(
-                severity="warning", when=(Condition("update_to_weight_median_ratio", below=1e-12),), for_points=3
+                severity="warning",
+                when=(
+                    Condition("update_to_weight_median_ratio", below=1e-12),
+                    Condition("update_found_by_closure", below=0.5),
+                ),
+                for_points=3,
             ),
         ),
-        abnormal=(Condition("update_to_weight_median_ratio", below=1e-12),),
+        abnormal=(
+            Condition("update_to_weight_median_ratio", below=1e-12),
+            Condition("update_found_by_closure", below=0.5),
+        ),
         source="below the rounding of float64: nothing was written, or what was written rounds to the same number",
         remedy=(
             "Check the learning rate, the gradient scaler (skipped steps) and what the gradients are at this step.",

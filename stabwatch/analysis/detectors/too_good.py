@@ -47,7 +47,7 @@ BY_HEART = 10
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident."""
     loss = segment.finite_loss
-    if loss is None or not len(loss) or not segment.must_fall:
+    if loss is None or not len(loss) or not segment.must_fall or segment.run.searched:
         return []
     values = np.where(np.abs(loss.values) < TINY, 0.0, loss.values)
     if values.min() < 0:

@@ -71,7 +71,8 @@ class LogRun:
 
     steps, lines, times: (records,), of all training records, also those without a loss; times in seconds
     (since the epoch or since the start), NaN where unknown. comparable: whether losses of different steps are; not
-    those of a policy, a value or a game. epoch: the last that is printed, None if none is.
+    those of a policy, a value or a game. searched: a step evaluates the loss many times (L-BFGS).
+    epoch: the last that is printed, None if none is.
     """
 
     name: str
@@ -83,6 +84,7 @@ class LogRun:
     remarks: tuple[Remark, ...] = ()
     config: dict[str, object] = field(default_factory=dict)
     comparable: bool = True
+    searched: bool = False
     epoch: float | None = None
 
     def of(self, role: Role) -> Column | None:

@@ -106,6 +106,7 @@ class TapContext:
     step: number of the open step, from 0. forwards: training forwards of the model so far. actions: calls
     without gradients since the step before. looped: names of modules that were seen to be called several
     times in one forward. generator: for everything that probes draw at random.
+    thread: the one that called the model last in training, 0 before one did.
     passes: exceptions of the session that are meant for the user. trace: the forwards since the last backward pass.
     """
 
@@ -126,6 +127,7 @@ class TapContext:
         self.run = RunAccumulators(device)
         self.generator = torch.Generator().manual_seed(0)
         self.step = 0
+        self.thread = 0
         self.loss_call: LossCall | None = None
         self.keeps_loss_call = False
         """Somebody calls the loss once more."""
