@@ -238,7 +238,8 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
             f"few digits."
         )
         return replace(incident, severity="info", text=text)
-    if segment is None or incident.condition not in _MAY_BE_NOISE:
+    free = segment is not None and not segment.must_fall and incident.condition == "LossDivergence"
+    if segment is None or not (free or incident.condition in _MAY_BE_NOISE):
         return incident
     what = "gradient norm" if incident.condition == "GradientNormExplosion" else segment.loss_name
     if what != "gradient norm" and not segment.must_fall:

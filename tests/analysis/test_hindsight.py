@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis import Analysis, analyze, open_source
 from stabwatch.analysis.analyze import analyze_source
+from stabwatch.analysis.hindsight import in_hindsight
 from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.analysis.replay import replay
 from stabwatch.analysis.run_curves import RunCurves
@@ -289,3 +291,14 @@ def test_a_rise_before_the_lowest_validation_is_information():
     curve = np.concatenate((1 - 0.05 * np.arange(10), 0.55 + 0.05 * np.arange(8), 0.5 - 0.02 * np.arange(12)))
     (found,) = [i for i in _validated(curve).incidents if i.condition == "Overfitting"]
     assert not found.is_problem and "0.28 at step 119, lower than ever before" in found.text
+
+
+@pytest.mark.parametrize(("name", "problem"), [("loss_gen", False), ("loss", True)])
+def test_what_a_rule_says_of_a_generator_that_came_back_is_information(name, problem):
+    run = run_of(**{f"loss__{name}": 1 + 0.2 * np.random.default_rng(0).standard_normal(300)})
+    told = Incident(
+        condition="LossDivergence", severity="critical", first_step=90, last_step=150, records=60, ratio=2.5,
+        confidence="likely", text="The loss is 1.5.",
+    )  # fmt: skip
+    (found,) = in_hindsight(run, [told], watched=False).incidents
+    assert found.is_problem == problem

@@ -26,7 +26,7 @@ from stabwatch.analysis.readers.names import CAMEL, is_perplexity, plain, role_o
 _FREE = re.compile(
     r"(?<![a-z])(?:ep_ret|ep(?:isode)?_(?:(?:average|avg|mean)_)?score|(?:avg|mean|average|ep|episode|cumulative)_r|rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|(?:policy(?:_gradient)?|actor|critic)_loss"
     r"|approx_kl|advantages?|[gd]_loss|loss_[gd]|loss/[gd]|gen(?:erator)?[_ ]?loss|disc(?:riminator)?[_ ]?loss"
-    r"|loss_(?:gen|disc)\w*)(?![a-z])",
+    r"|loss_(?:gen|dis)\w*|[gd]_(?:gan|real|fake|[ab]))(?![a-z])",
     re.IGNORECASE,
 )
 """Columns of reinforcement learning and adversarial training, whose losses need not fall. Rewards of preference

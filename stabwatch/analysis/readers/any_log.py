@@ -52,7 +52,7 @@ def read_log(path: str | Path, progress: Progress | None = None) -> Log:
         )
     log = reader.read(source)
     if not any(run.columns or any(r.kind in _GRAVE for r in run.remarks) for run in log.runs):
-        notes = " ".join(note for note in log.notes if "not understood" in note)
+        notes = " ".join(note for note in log.notes if log.format != "text" or "not understood" in note)
         raise LogError(
             f"{path} looks like {looks_like(source.head)} and was read as {log.format}, but nothing in it looks like "
             f"a training record. {notes or 'No line has a number with a name.'} "

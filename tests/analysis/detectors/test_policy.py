@@ -32,6 +32,15 @@ def test_a_reward_that_is_lost(name):
     assert condition == "RewardCollapse" and 148 <= step <= 170
 
 
+@pytest.mark.parametrize("names", [("D_A", "G_A"), ("D_real", "G_GAN"), ("loss_dis", "loss_gen")])
+def test_losses_of_adversaries_rise_and_fall(names):
+    rng = np.random.default_rng(7)
+    ours = 0.05 + 0.02 * rng.random(300)
+    ours[200:228] += np.linspace(0.9, 0.1, 28)
+    run = run_of(**{f"loss__{names[0]}": ours, f"component__{names[1]}": 1 - ours})
+    assert [f.condition for f in detect(run) if f.is_problem] == []
+
+
 @pytest.mark.parametrize("name", ["D loss", "d_loss", "loss/d", "Discriminator Loss"])
 def test_losses_of_adversaries_are_recognised_by_their_names(name):
     rng = np.random.default_rng(4)

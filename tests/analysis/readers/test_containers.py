@@ -59,6 +59,16 @@ def test_event_files_whose_names_are_not_known_have_records(tmp_path, prefix, lo
     assert (run.of("loss").name if loss else run.of("loss")) == loss
 
 
+def test_event_files_without_scalars_say_so(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_text("config", "lr=0.1")
+    (file,) = tmp_path.iterdir()
+    with pytest.raises(LogError, match="0 scalars in 1 file"):
+        read_log(file)
+
+
 def test_json_lines_with_a_prefix_and_nan(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text(
