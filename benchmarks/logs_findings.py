@@ -214,6 +214,10 @@ named right (a loss at ln 2, one that flies off it, a learning by heart, 0.1 to 
 of 18 healthy ones, both GANs whose losses have other names (`D_A`, `loss_dis`). Not read were lists of numbers
 (`RNN:[0.5, 0.6, ...]`), and two trainings that write steps and values by turns.
 
+A fifth time, with what was mended after the fourth: 39 files of 35 more repositories. Of 17 logs with losses four have
+trouble (NaN, two that stay where they began, a crash), and these were found and named right; of 13 healthy ones none
+was warned about. Not read: a file of one bare number in each line.
+
 """
 
 SECOND = """## Lines pasted into bug reports

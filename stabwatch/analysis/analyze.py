@@ -19,6 +19,7 @@ from stabwatch.analysis.detectors.wording import FEW, number_of
 from stabwatch.analysis.hindsight import in_hindsight
 from stabwatch.analysis.limitations import limitations, watched_limitations
 from stabwatch.analysis.readers.log import Column, LogRun
+from stabwatch.analysis.readers.names import is_eval
 from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.analysis.run_curves import RunCurves
 from stabwatch.analysis.sources import open_source
@@ -262,7 +263,11 @@ def calm_verdict(run: LogRun) -> str:
     if not len(run.steps) and only is not None and len(only):
         return f"This log has only evaluations: '{only.name}' shows no problem, in {number_of(len(only))}."
     if not len(run.steps):
-        return "No training record was found."
+        told = max((c for c in run.columns if is_eval(c.name)), key=len, default=None)
+        if told is None or not len(told):
+            return "No training record was found."
+        said = f"('{told.name}', {number_of(len(told))})"
+        return f"This log has only evaluations {said}, and no loss: it is not known how training went."
     unit = WORDS[run.step_unit]
     extent = f"in {number_of(len(run.steps))}, {unit}s {run.steps.min():,} to {run.steps.max():,}"
     few = " That is too few to show a slow problem." if len(run.steps) < FEW else ""

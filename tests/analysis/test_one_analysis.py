@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_a_calm_run():
     found = analysed(run_of(loss=LOSS, steps=range(0, 2000, 10)))
     assert found.calm
     assert found.diagnosis.verdict == "This log shows no problem, in 200 records, steps 0 to 1,990."
+
+
+def test_a_log_of_evaluations_without_a_loss_says_so():
+    run = run_of(**{"other__eval/reward": [3.0, 4.0, 5.0]})
+    found = analysed(replace(run, steps=run.steps[:0], lines=run.lines[:0], times=run.times[:0]))
+    assert found.diagnosis.verdict == (
+        "This log has only evaluations ('eval/reward', 3 records), and no loss: it is not known how training went."
+    )
 
 
 def test_a_log_of_rewards_alone_is_judged_by_them():
