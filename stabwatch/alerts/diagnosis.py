@@ -144,7 +144,7 @@ def diagnose(
     causes = [jump, *causes] if jump else causes
     named = {cause.name for cause in causes}
     causes = [cause for cause in causes if named.isdisjoint(EXPLAINED.get(cause.name, ()))]
-    return Diagnosis(_verdict(groups, engine) + _in_doubt(causes, engine), tuple(causes))
+    return Diagnosis(_verdict(groups, engine) + _in_doubt(causes, engine, groups[0].name), tuple(causes))
 
 
 def _by_onset(alert: Alert) -> tuple[int, int]:
@@ -205,8 +205,10 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first, groups)}{over}{known}"
 
 
-def _in_doubt(causes: Sequence[Cause], engine: Engine) -> str:
-    """What a reader is told where the first cause is not the only one, or none.
+def _in_doubt(causes: Sequence[Cause], engine: Engine, told: str) -> str:
+    """What a reader is told where the first cause is not what the verdict tells, not the only one, or none.
+
+    told: the condition that the verdict tells.
 
     Nothing without signals by layer: what such a log cannot show is said apart.
     """
@@ -217,8 +219,9 @@ def _in_doubt(causes: Sequence[Cause], engine: Engine) -> str:
         return ""
     if all(c.name in _SYMPTOMS or c.confidence == "possible" for c in causes):
         return " What caused it is not known."
-    others = [c for c in others if c.name != "NonFinite"]  # which the first one explains, or which has no cause here
-    return f" As {first.confidence} a cause: {others[0].title}." if others else ""
+    others = [c for c in others if c.name not in ("NonFinite", told)]  # which the first one explains, or is told
+    lead = f" {first.confidence.capitalize()} cause: {first.title}." if told not in (first.name, "NonFinite") else ""
+    return lead + (f" As {first.confidence} a cause: {others[0].title}." if others else "")
 
 
 def _announced(engine: Engine, onset: int) -> str:

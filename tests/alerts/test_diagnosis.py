@@ -97,8 +97,10 @@ def test_a_loss_that_jumps_is_put_down_to_the_batch_but_not_while_the_learning_r
     losses = [*wave(100, 2.0, 0.02), *wave(20, 6.0, 0.02)]
     steady, climbing = [1e-3] * 120, [1e-4 * 1.03**i for i in range(120)]
     assert _diagnosis({"loss": losses, "learning_rate": steady}).causes[0].name == "BadBatch"
-    causes = [c.name for c in _diagnosis({"loss": losses, "learning_rate": climbing}).causes]
+    found = _diagnosis({"loss": losses, "learning_rate": climbing, "update a": [0.01] * 120})
+    causes = [c.name for c in found.causes]
     assert causes[0] == "LearningRateTooHigh" and "BadBatch" in causes
+    assert "Likely cause: Learning rate too high." in found.verdict, "what the verdict tells first is its effect"
 
 
 def test_a_loss_that_rises_on_and_on_is_put_down_to_no_batch():

@@ -321,6 +321,8 @@ RULES: tuple[Rule, ...] = (
         abnormal=(Condition("gradient_zero_median_ratio", above=0.7),),
         source=f"nine tenths of the values of the median layer; a ReLU language model reaches 0.6 ({CALIBRATED})",
         remedy=(
+            "If they were zero from the first step on: are units dead from the start (weights at zero, biases far "
+            "below), or has the loss no slope (a clamp that is always reached, a softmax over one number)?",
             "Dead units do not recover: lower the learning rate, and resume from a checkpoint before the onset.",
             "In float16 without a gradient scaler: use one, or train in bfloat16.",
             "Check whether the loss still depends on every part of the network.",
