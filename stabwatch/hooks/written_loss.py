@@ -79,7 +79,7 @@ class WrittenLoss:
     def backward_begins(self, roots: Sequence[Tensor]) -> None:
         """A backward pass begins, of whatever model."""
         outputs, self._outputs = list(self._outputs), deque(maxlen=MOST_OUTPUTS)
-        if not outputs or len(roots) != 1 or roots[0].dim():
+        if not outputs or len(roots) != 1 or not isinstance(roots[0], Tensor) or roots[0].dim():
             return
         found = _difference(roots[0].grad_fn)
         kept = None if found is None else _output_of(found, outputs)
@@ -104,7 +104,7 @@ class WrittenLoss:
 
 def _difference(root: Any) -> Difference | None:
     """The difference that a loss is made of, near its root; None where a loss function of torch was called."""
-    todo, alone = [root], True
+    todo, alone = [root] if root is not None else [], True
     for node in todo:
         if len(todo) > _NODES:
             return None
@@ -112,11 +112,17 @@ def _difference(root: Any) -> Difference | None:
         if kind.endswith("Loss") or "CrossEntropy" in kind:
             return None
         if kind in _POWERS and len(inputs) == 1 and kind_of(inputs[0]) in ("Sub", "Rsub"):
-            return _of(node, inputs[0], alone) if kind == "Abs" or node._saved_exponent == 2 else None
+            return _of(node, inputs[0], alone) if kind == "Abs" or _exponent(node) == 2 else None
         if kind in _REDUCED:
             alone = alone and len(inputs) == 1
             todo += inputs
     return None
+
+
+def _exponent(power: Any) -> float | None:
+    """None where it is no number."""
+    found = getattr(power, "_saved_exponent", None)
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _of(power: Any, difference: Any, alone: bool) -> Difference | None:

@@ -78,6 +78,7 @@ OTHERS = {
     "pairs_on_purpose": lambda out, y: ((out[:, 0][:, None] - y[None]) ** 2).mean(),
     "two_outputs": lambda out, y: ((out[:16] - out[16:]) ** 2).mean(),
     "of_something_else": lambda out, y: ((out.exp() - y[:, None]) ** 2).mean(),
+    "exponents": lambda out, y: ((out[:, 0] - y) ** torch.full((32,), 2.0)).mean(),
     "cubes": lambda out, y: ((out[:, 0] - y) ** 3).mean(),
 }
 
@@ -91,3 +92,19 @@ def test_other_losses_are_left_alone(loss, tmp_path):
 def test_an_output_that_was_written_into_is_not_taken_for_what_was_compared(tmp_path):
     found = _logged(tmp_path, lambda out, y: ((out.mul_(2)[:, 0] - y) ** 2).mean())
     assert math.isnan(found.get("compared_loss", math.nan))
+
+
+def test_a_root_without_a_graph_is_no_error(tmp_path):
+    """A loss that was made of a number, and the edge of a graph in its place."""
+    model = nn.Linear(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False, every_step=True)
+    for _ in range(STEPS):
+        out = model(torch.randn(32, 5))
+        torch.tensor(out.mean().item(), requires_grad=True).backward()
+        loss = (out**2).mean()
+        torch.autograd.backward(torch.autograd.graph.get_gradient_edge(loss), torch.ones(()))
+        optimizer.step()
+    watch.detach()
+    errors = read_run(tmp_path / "run").series("probe_errors_total")[1]
+    assert not errors.any()
