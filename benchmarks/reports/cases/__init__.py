@@ -7,6 +7,7 @@ from benchmarks.reports.cases import (
     asked_values,
     collapse,
     data,
+    forum_again,
     forum_loops,
     forum_values,
     fresh_data,
@@ -31,7 +32,8 @@ from benchmarks.reports.cases import (
 )
 
 __all__ = [
-    "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "forum_loops", "forum_values",
+    "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "forum_again", "forum_loops",
+    "forum_values",
     "fresh_data", "fresh_setup",
     "gradients", "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "nonfinite", "policy",
     "precision",
