@@ -244,7 +244,7 @@ repositories. Each was labelled before it was read. After a
 round its kinds of mistakes were mended, then the next one was read. So the figures of a round are those of logs that
 nobody had tried before. The excerpts are not kept; their shapes, with other numbers, are tests
 (`test_broken_lines.py`, `test_named_trainers.py` and `test_pasted_shapes.py` in `tests/analysis/readers`, and
-`test_siblings.py` in `tests/analysis`).
+`test_siblings.py` and `test_few_lines.py` in `tests/analysis`).
 
 """
 
@@ -402,6 +402,36 @@ epoch's last batch. Both are put right: 12 of 12, none warned about. Round 31 is
 which are all healthy; two of them were warned about, cycles of a rate that is not in the log, which come back to their
 best after a quarter of the time before, as real spikes do. Their gradient norms are lower than before meanwhile, and
 this tells them from spikes now: none is warned about.
+
+Rounds 32 and 33 took what came from bug reports, a forum page and files of public repositories. The misses and false
+warnings of all first readings, with those of these two, are by kind: curves that learn nothing 41, healthy logs
+warned about 35, rises and jumps 32, trouble in lines that nobody read 26, healthy logs that were not read 21, NaN 15,
+evaluations 15, games 9, rewards 8, loss scales 3. Their list was read before anything was mended, and the mends went
+to curves that learn nothing and to what a single record shows. At the first reading:
+
+| round | logs | trouble found | of the right kind and step | healthy warned about | not read |
+|---|---|---|---|---|---|
+| 32 | 59 | 21 of 28 | 17 | 1 of 31 | 0 |
+| 33 | 30 | 11 of 16 | 10 | 0 of 14 | 0 |
+
+Missed in round 32: a loss at ln 7 (only usual numbers of classes were known), a record of GRPO over several lines,
+parts of a detector that are 0 in steps, a record with a loss and a gradient of 0, a discriminator whose losses are
+1e-8, Q losses of 1e19 in a table of two columns, and the first of two trials at ln 10. A loss that doubles in the
+last three of eight epochs was called a spike, a fit that reaches 1e-12 too good to be true, of a loss of 0 the label
+says NaN and the finding too good, and a validation that diverges was told as an evaluation apart. The one warned
+about has messages `nan/inf/spiky gradient (norm=2.2)`. After mending 25 are found, 21 of the right kind and step,
+none is warned about; the discriminator, the trial and the fit, which was called too good and is not told any more,
+are missed.
+
+Missed in round 33: two epochs with the same numbers, accuracies that are the same in each epoch, precision, recall
+and F1 of 0 after three epochs, two high epochs after a steep descent, and an error of eight million that rises by an
+eighth. One NaN has the number of a batch as its step. After mending 15 are found, none is warned about.
+
+Curves made for this (guessing among 2 to 200 classes, explosions, steps up, spikes and validations that explode, of 2
+to 30 records, 961 logs) showed that one epoch at a hundred times the loss was no finding: an epoch is a mean, and is
+judged as one now. Of guessing 257 of 279 are found (210 before), of explosions and steps up 391 of 460 (360), of
+spikes 92 of 120 (50), of validations 54 of 81 (18). 1,500 healthy curves of epochs are warned about as often as
+before.
 """
 
 if __name__ == "__main__":

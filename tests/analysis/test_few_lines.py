@@ -120,3 +120,26 @@ def test_what_stands_behind_a_bar_is_no_epoch(tmp_path):
 def test_one_answer_is_no_finding_where_training_learns_nothing_either(tmp_path):
     _, told = _told(tmp_path, _of(KERAS, [(i, 2.3026, 0.4, 2.3027, 0.4) for i in range(1, 7)]))
     assert told and {condition for condition, _ in told} == {"NotLearning"}
+
+
+def test_each_epoch_has_the_same_numbers(tmp_path):
+    metrics = [0.71875, 0.6890625, 0.6765625, 0.67109375, 0.6703125, 0.6734375]
+    rows = [(e, 20 * (i + 1), m) for e in range(5) for i, m in enumerate(metrics)]
+    _, told = _told(tmp_path, _of("epoch {0} iter {1} metric ('accuracy', {2})\n", rows))
+    assert told == [("NotLearning", 20)]
+    moved = [(e, s, m + 0.001 * e) for e, s, m in rows]
+    assert not _told(tmp_path, _of("epoch {0} iter {1} metric ('accuracy', {2})\n", moved))[1]
+
+
+def test_a_validation_loss_that_no_digit_of_moves(tmp_path):
+    row = "Epoch {0}/120\n - 1782s - loss: {1} - acc: 0.4487 - val_loss: {2} - val_acc: 0.4519\n"
+    assert ("NotLearning", 44) in _told(
+        tmp_path, _of(row, [(44, 4634412.5771, 4631173.004), (45, 4634412.5756, 4631173.004)])
+    )[1]
+    assert not _told(tmp_path, _of(row, [(44, 0.0312, 0.0451), (45, 0.0311, 0.0451)]))[1]
+
+
+def test_precision_recall_and_f1_of_nothing_after_three_epochs(tmp_path):
+    text = "eval_loss = {1}\neval_precision = {0}\neval_recall = {0}\neval_f1 = {0}\nepoch = 4.0\n"
+    assert _told(tmp_path, text.format("0.0", 0.71))[1] == [("NotLearning", 0)]
+    assert not _told(tmp_path, text.format("0.62", 0.21))[1]

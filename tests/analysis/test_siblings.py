@@ -60,7 +60,7 @@ TROUBLE = {
     ),
     "an evaluation in thousands": (
         "mean loss: 0.0181\naccuracy: 0.9951\neval mean loss: 141.2\neval accuracy: 0.0391\n",
-        [("EvaluationApart", 1)],
+        [("EvaluationApart", 0)],
     ),
     "perplexities of buckets": (
         "global step 13800 learning rate 0.4851 step-time 0.18 perplexity 1.02\n  eval: bucket 0 perplexity 9192400.69\n  eval: bucket 1 perplexity 24779421.72\n",

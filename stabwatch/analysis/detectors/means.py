@@ -28,6 +28,8 @@ NEAR = 3
 """Records before a jump with which it is compared."""
 NOISE = 6.0
 """Smallest jump in scatters of the changes before, in logarithms."""
+HARDLY, STEADY = 1.1, 3.0
+"""Largest ratio from one record to the next of a curve that hardly rises, and the same there: its changes are falls."""
 ROSE = 1.25
 """Largest ratio from one of the few records before a jump to the next."""
 FEW = 4
@@ -90,9 +92,8 @@ def _jumps(values: Array, i: int, times: float) -> bool:
     changes = np.diff(np.log(values[:i]))
     if len(changes) < FEW:
         return bool(changes.max(initial=-math.inf) <= math.log(ROSE))
-    return math.log(float(values[i] / near.max())) >= NOISE * max(scatter(changes), 0.0) and bool(
-        changes.max() <= math.log(times) / 2
-    )
+    noise = (STEADY if changes.max() <= math.log(HARDLY) else NOISE) * scatter(changes)
+    return math.log(float(values[i] / near.max())) >= noise and bool(changes.max() <= math.log(times) / 2)
 
 
 def _ends_high(segment: RunSegment, column: Column, limits: Limits) -> list[Incident]:

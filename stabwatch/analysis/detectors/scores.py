@@ -40,8 +40,8 @@ TWO = 2
 """Fewest epochs in which precision, recall and their mean are 0 together, while the loss does not fall."""
 STAYS = 0.9
 """Share of the first loss above which it does not fall."""
-LATE = 5
-"""Epoch from which a single evaluation without any right answer is told."""
+LATE, ALL_THREE = 5, 3
+"""Epoch from which a single evaluation without any right answer is told; where precision, recall and F1 are 0."""
 _WRONG = re.compile(rf"{_BEFORE}(?:wer|cer)$")
 """Shares of words and characters that are wrong."""
 THREE = 3
@@ -125,10 +125,18 @@ def _shows_in_few(segment: RunSegment, scores: list[Column], evaluated: bool) ->
     if epoch is not None and epoch >= VERY_LATE and all(OVERLAP.search(plain(c.name)) for c in scores):
         return min(map(len, scores)) >= TWO
     loss = segment.finite_loss
+    if epoch is not None and epoch >= ALL_THREE and _of_three(scores):
+        return True
     times = min(map(len, scores))
     rises = loss is not None and len(loss) > 1 and float(loss.values[-1]) >= STAYS * float(loss.values[0])
     epochs = segment.run.step_unit == "epoch" or (segment.run.epoch or 0) >= TWO
     return epochs and times >= TWO and len(scores) > 2 and rises
+
+
+def _of_three(scores: list[Column]) -> bool:
+    """Whether the scores are precision, recall and F1 of one evaluation."""
+    names = " ".join(plain(c.name) for c in scores)
+    return all(word in names for word in ("precision", "recall", "f1"))
 
 
 def _falls(segment: RunSegment) -> bool:

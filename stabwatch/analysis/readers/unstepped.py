@@ -39,7 +39,7 @@ def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
     if epochs:
         records = _with_first_epoch(in_blocks(records))
     else:
-        records = in_turn(without_settings(records))
+        records = without_settings(in_turn(records))
         records = [record for record in records if not all(map(_is_beside, record[2]))] or records
     builder.unit = "epoch" if epochs else "ordinal"
     begun, before = 0, 0

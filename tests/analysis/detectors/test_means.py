@@ -38,6 +38,11 @@ def test_an_epoch_that_comes_back():
     assert not _told(loss=[*DESCENT, 1.6, 1.08, 1.05, 1.04])
 
 
+def test_two_high_epochs_after_a_steep_descent():
+    loss = [9.5, 8.8, 1.6, 1.2, 0.85, 0.78, 0.67, 0.7, 2.4, 6.1, 0.62, 0.48, 0.39]
+    assert _told(loss=loss) == [("LossSpike", 8, 9)]
+
+
 def test_validations_that_explode_while_training_falls():
     loss = [*DESCENT, 1.1, 1.08, 1.06]
     assert _told(loss=loss, eval_loss=[*FALLS, 1.33, 1.31, 95.0]) == [("LossSpike", 9, None)]
