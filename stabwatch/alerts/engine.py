@@ -117,6 +117,11 @@ class Engine:
         return tuple(loss.fresh_starts) if isinstance(loss, LossFeature) else ()
 
     @property
+    def model_changes(self) -> tuple[int, ...]:
+        """Steps at which the model was seen to consist of other parameters, or of other frozen ones, than before."""
+        return tuple(self._model_changes)
+
+    @property
     def history(self) -> tuple[Alert, ...]:
         """All transitions so far."""
         return tuple(self._history)

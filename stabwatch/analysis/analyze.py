@@ -190,7 +190,9 @@ def analyze_source(
         else replace(curves.run(log.meta.run), comparable=engine.comparable, searched=engine.memory.searches)
     )
     steps = view.steps
-    hindsight = in_hindsight(view, rule_incidents(engine.history), watched, engine.data_changes, engine.fresh_starts)
+    hindsight = in_hindsight(
+        view, rule_incidents(engine.history), watched, engine.data_changes, engine.fresh_starts, engine.model_changes
+    )
     incidents = in_units(hindsight.incidents, view.step_unit)
     end, coverage = end_of(events), _last(events, "coverage")
     diagnosis = diagnose(engine, incidents, hindsight.spacing, watched=watched)

@@ -46,7 +46,7 @@ PART = 16
 LATER_FALL = 0.9
 """Ratio of the later median to that of a loss that stood still, from which it was learned after all."""
 SHARE = 0.25
-"""Share of a rise that may come before the change of the data that explains it."""
+"""Share of a rise that may come before the change of the data that explains it, and that is learned after one."""
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
 FEW_DIGITS = 2
 """Digits of a loss that hide how it moves late in a training."""
@@ -72,17 +72,19 @@ def in_hindsight(
     watched: bool,
     data_changes: Sequence[int] = (),
     fresh_starts: Sequence[int] = (),
+    model_changes: Sequence[int] = (),
 ) -> Hindsight:
     """Run the detectors over a run, and merge their incidents with those of the rules.
 
     data_changes: steps at which the loss jumped together with the data. fresh_starts: steps at which training
-    started over.
+    started over. model_changes: steps at which other parameters were seen.
     """
     found = list(segments(run, watched))
     spacing = _spacing(run)
     with np.errstate(all="ignore"):
         detected = [_explained(one, data_changes, TOGETHER * spacing, found) for one in detect_in(found)]
         detected = [_begun_anew(one, fresh_starts, TOGETHER * spacing) for one in detected]
+        detected = [_of_new_model(one, model_changes, TOGETHER * spacing, found) for one in detected]
         detected = [_supported(one, by_rules, TOGETHER * spacing, watched) for one in detected]
         merged = _merged(detected, by_rules, TOGETHER * spacing, found)
     return Hindsight(tuple(merged), spacing)
@@ -133,6 +135,32 @@ def _begun_anew(incident: Incident, fresh_starts: Sequence[int], margin: float) 
         return incident
     text = f"{incident.text} The optimizer has no state at step {at} either: the program starts over."
     return replace(incident, severity="info", text=text)
+
+
+def _of_new_model(
+    incident: Incident, model_changes: Sequence[int], margin: float, found: Sequence[RunSegment]
+) -> Incident:
+    """A jump of the loss where the model was changed is information, if the loss falls again: a new head, say."""
+    at = next((step for step in model_changes if abs(incident.first_step - step) <= margin), None)
+    if at is None or incident.condition not in _WITH_DATA or not _falls_again(at, _segment_of(incident, found)):
+        return incident
+    text = f"{incident.text} The model has changed at step {at}, and the loss falls since."
+    return replace(incident, severity="info", text=text)
+
+
+def _falls_again(at: int, segment: RunSegment | None) -> bool:
+    """Has a share of a jump at this step been learned by the end?"""
+    loss = None if segment is None else segment.finite_loss
+    start = 0 if loss is None else int(np.searchsorted(loss.steps, at))
+    if loss is None or not 0 < start < len(loss.values) - 1:
+        return False
+    later = loss.values[start:]
+    quarter = max(len(later) // 4, 1)
+    before, jumped, end = (
+        float(np.median(part))
+        for part in (loss.values[max(start - PART, 0) : start], later[: min(quarter, PART)], later[-quarter:])
+    )
+    return jumped > before and end < jumped - SHARE * (jumped - before)
 
 
 def _supported(incident: Incident, by_rules: Sequence[Incident], margin: float, watched: bool) -> Incident:

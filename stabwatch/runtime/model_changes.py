@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +17,8 @@ NAMED = 3
 """Names in a sentence."""
 MOST_FROZEN = 32
 """Reports that parameters were frozen or unfrozen again."""
+OPTIMIZERS = 64
+"""Most optimizers whose parameters are counted; a loop may make a new one for each step."""
 TOO_OFTEN = (
     "the model changes again and again; it is looked at less often now, and what it has only in between is not measured"
 )
@@ -31,6 +34,8 @@ class ModelChanges:
         self._from = 0
         self._frozen_reports = 0
         self._frozen: frozenset[str] | None = None
+        self._held: dict[int, int] = {}
+        """Optimizer, by id -> how many parameters it held at its last step."""
 
     @property
     def too_many(self) -> bool:
@@ -74,6 +79,15 @@ class ModelChanges:
     def seen_in_forward(self, watched: int, forwards: int) -> bool:
         """Was the model looked at in this step already? In its first step lazy modules appear after that."""
         return bool(watched and forwards) and not self._managed and not self.pending
+
+    def regrouped_for(self, optimizer: Any) -> bool:
+        """Does this optimizer hold more parameters than before, or fewer? A forward may have made them."""
+        held = sum(len(group["params"]) for group in optimizer.param_groups)
+        before = self._held.get(id(optimizer))
+        if before is None and len(self._held) >= OPTIMIZERS:
+            self._held.clear()
+        self._held[id(optimizer)] = held
+        return held != before
 
     def between(self, structure: Structure, watched: int) -> bool:
         """Asked when an optimizer is about to step, and at the end of a step."""

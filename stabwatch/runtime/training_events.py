@@ -308,7 +308,8 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         if tracing():
             note_compiled()
             return
-        if self._clock.inside is None and not self._changes.seen_in_forward(self._watched, self._since_step):
+        seen = self._changes.seen_in_forward(self._watched, self._since_step)
+        if self._clock.inside is None and (self._asked(self._changes.regrouped_for, optimizer) or not seen):
             self._isolated(self._follow, self._changes.between, self._watched)
         own = self._asked(self._taps.now.parameters.tracks, optimizer)
         own = self._asked(self._silence.stepped, optimizer, own, self._host.passes > 0)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import stabwatch
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis import Analysis, analyze, open_source
 from stabwatch.analysis.analyze import analyze_source
@@ -302,3 +305,26 @@ def test_what_a_rule_says_of_a_generator_that_came_back_is_information(name, pro
     )  # fmt: skip
     (found,) = in_hindsight(run, [told], watched=False).incidents
     assert found.is_problem == problem
+
+
+@pytest.mark.parametrize("stepped", [True, False], ids=["learned", "the optimizer keeps the old head"])
+def test_a_new_head_that_is_learned_is_no_divergence(stepped, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    ways = torch.randn(16, 6)
+    for step in range(240):
+        classes = 2 if step < 120 else 6
+        if step == 120:
+            model[2] = nn.Linear(32, 6)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if stepped else optimizer
+        x = torch.randn(64, 16)
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x), (x @ ways[:, :classes]).argmax(dim=1)).backward()
+        optimizer.step()
+    watch.detach()
+    found = analyze(watch.run_dir)
+    jumps = [i for i in found.incidents if i.condition in ("LossDivergence", "LossShift", "LossSpike")]
+    assert jumps
+    assert all(("The model has changed at step 120" in i.text) == stepped == (not i.is_problem) for i in jumps)

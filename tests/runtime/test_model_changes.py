@@ -272,3 +272,33 @@ def test_what_was_measured_before_a_change_within_the_step_is_kept(attach) -> No
     counts = [block.rows[:, block.layout.start(a)] for block in log.blocks for a in block.layout.accumulators
               if (a.tap, a.site, a.reduction) == ("activation", "0", "moments")]  # fmt: skip
     assert [float(n) for column in counts for n in column] == [2 * 5 * 16.0] * 4
+
+
+class Growing(nn.Module):
+    """Makes a layer in its fifth forward."""
+
+    def __init__(self, optimizer_of):
+        super().__init__()
+        self.layers, self.calls = mlp(), 0
+        self.optimizer = optimizer_of(self)
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 5:
+            add(self.layers, self.optimizer)
+        return self.layers(x)
+
+
+def test_a_layer_that_a_forward_makes_is_in_the_norm_of_that_step(attach) -> None:
+    """The model was looked at when the forward began; that the optimizer holds more than before shows it."""
+    model = Growing(lambda module: torch.optim.SGD(module.parameters(), lr=0.1))
+    attach(model, model.optimizer, every_step=True)
+    norms = []
+    for _ in range(8):
+        model.zero_grad()
+        model(torch.randn(6, 8)).square().mean().backward()
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        model.optimizer.step()
+    log = attach.finish()
+    assert log.series("gradient_norm")[1] == pytest.approx(norms, rel=1e-5)
+    assert [e.step for e in log.events if e.kind == "change"] == [4]
