@@ -28,6 +28,7 @@ from stabwatch.errors import AgentError, StabwatchError
 from stabwatch.exporters.cardinality import WORST, Cardinality
 from stabwatch.exporters.latest import MAX_SERIES
 from stabwatch.exporters.registry import live_sinks
+from stabwatch.runlog.schema import TARGETS
 from stabwatch.runlog.upload import send_events
 
 POLL_SECONDS = 0.25
@@ -96,7 +97,7 @@ def serve(
                 upstream, where, chosen, follower.firing, token=bearer, failed=failed, batches=batches
             )
             leave.callback(manager.close)
-        announcement = _Announcement(follower, server, Path(file_sd) if file_sd else run.parent / "targets")
+        announcement = _Announcement(follower, server, Path(file_sd) if file_sd else run.parent / TARGETS)
         leave.callback(announcement.withdraw)
         server.start()
         _print_start(server, follower, token)

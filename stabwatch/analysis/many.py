@@ -12,7 +12,7 @@ from typing import Any
 from stabwatch.alerts import RULES, Rule
 from stabwatch.analysis.replay import Replay, Replays, replays_at
 from stabwatch.errors import MissingExtraError
-from stabwatch.runlog import find_runs, holds_run
+from stabwatch.runlog import beside_targets, find_runs, holds_run
 from stabwatch.runlog.mirror import local, runs_at
 from stabwatch.runlog.stores import url_of
 
@@ -27,7 +27,7 @@ def places(paths: Sequence[str | Path], elsewhere: bool = False) -> list[str]:
     Raises RunLogError.
     """
     found: list[str] = []
-    for path in paths:
+    for path in beside_targets(paths):
         url = url_of(path)
         if url is not None and elsewhere:
             found += runs_at(url)

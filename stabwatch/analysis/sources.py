@@ -9,7 +9,7 @@ from typing import Any
 from stabwatch.analysis.readers.file import Progress
 from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.errors import RunLogError
-from stabwatch.runlog import RunLog, find_run, find_runs, holds_run
+from stabwatch.runlog import RunLog, beside_targets, find_run, find_runs, holds_run
 from stabwatch.runlog.mirror import local
 from stabwatch.runlog.source import Source
 
@@ -41,7 +41,7 @@ def open_sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | N
     """
     found: list[Source] = []
     folders: list[Path] = []
-    for path in map(local, paths):
+    for path in map(local, beside_targets(list(paths))):
         if path.exists() and not (path.is_dir() and holds_run(path)):
             found += _foreign(path, progress and progress(path))
         else:

@@ -8,6 +8,7 @@ from stabwatch.runlog.folder import RunFolder as RunFolder
 from stabwatch.runlog.folder import append_event as append_event
 from stabwatch.runlog.reader import Run as Run
 from stabwatch.runlog.reader import RunLog as RunLog
+from stabwatch.runlog.reader import beside_targets as beside_targets
 from stabwatch.runlog.reader import find_run as find_run
 from stabwatch.runlog.reader import find_runs as find_runs
 from stabwatch.runlog.reader import holds_run as holds_run

@@ -76,6 +76,8 @@ def local(path: str | Path) -> Path:
     url = url_of(path)
     if url is None:
         here = Path(path)
+        if not (here / META).exists() and here.is_dir() and next(here.glob(SEGMENTS), None) is not None:
+            raise RunLogError(f"{here} is a run folder that has lost its {META}: its records mean nothing without it.")
         return here.parent if _is_part(here) else here
     with _lock:
         if url not in _mirrors:

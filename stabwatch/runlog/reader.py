@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from stabwatch.runlog.schema import (
     META,
     READABLE,
     READABLE_VERSIONS,
+    TARGETS,
     Event,
     Meta,
     RecordBatch,
@@ -265,3 +266,18 @@ def wait_for_run(path: Path, timeout: float = 10.0) -> RunLog:
             if time.monotonic() > end:
                 raise
             time.sleep(0.05)
+
+
+Place = TypeVar("Place", str | Path, Path)
+
+
+def beside_targets(paths: Sequence[Place]) -> list[Place]:
+    """Paths as a shell gives them for `stabwatch-runs/*`: without the Prometheus targets that lie beside the runs."""
+    kept = [path for path in paths if not _holds_targets(Path(path))]
+    return kept or list(paths)
+
+
+def _holds_targets(path: Path) -> bool:
+    if path.name != TARGETS or not path.is_dir() or (path / META).exists():
+        return False
+    return all(file.suffix == ".json" for file in path.iterdir()) and holds_run(path.parent)

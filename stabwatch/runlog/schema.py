@@ -41,6 +41,8 @@ META = "meta.json"
 EVENTS = "events.jsonl"
 LEASE = "agent.lock"
 """Made by the first agent that evaluates the rules on a run, and locked by the one that does so now."""
+TARGETS = "targets"
+"""Folder beside the runs, with a target file of Prometheus for each."""
 SEGMENTS = "signals-*.arrows"
 _FEW = 8
 """Fields whose sum does not depend on their layout in memory: NumPy adds fewer than eight one after the other."""

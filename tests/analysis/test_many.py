@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+from typer.testing import CliRunner
 
 from stabwatch.alerts import RULES
 from stabwatch.analysis.many import places, replay_many
 from stabwatch.analysis.replay import replay
-from stabwatch.analysis.sources import open_sources
+from stabwatch.analysis.sources import open_source, open_sources
+from stabwatch.cli.app import app
 from stabwatch.errors import RunLogError
 from tests.agent.synthetic import Log
 
@@ -45,6 +49,34 @@ def test_a_file_of_a_run_folder_stands_for_the_run(root):
             assert [source.path for source in open_sources([file])] == [run], file
     finally:
         other.unlink()
+
+
+def test_the_targets_beside_the_runs_are_no_run(root, tmp_path):
+    """As a shell gives them for `stabwatch-runs/*`; a run or a log of that name is one."""
+    (root / "targets").mkdir()
+    (root / "targets" / "run-1.json").write_text("[]")
+    try:
+        given = sorted(path for path in root.iterdir())
+        runs = [path for path in given if path.name != "targets"]
+        assert places(given) == [str(path) for path in runs]
+        assert [source.path for source in open_sources(given)] == runs
+        assert CliRunner().invoke(app, ["analyze", *map(str, given)]).exit_code in (0, 1)
+    finally:
+        shutil.rmtree(root / "targets")
+    other = tmp_path / "targets"
+    other.mkdir()
+    (other / "train.log").write_text("step 1 loss 2")
+    assert places([other, *runs])[0] == str(other)
+
+
+def test_a_run_folder_without_its_metadata_is_no_log_of_another_program(root, tmp_path):
+    """Its events were read as one, and said that there is no problem."""
+    lost = tmp_path / "run"
+    shutil.copytree(root / "run-1", lost)
+    (lost / "meta.json").unlink()
+    for ask in (places, open_sources, lambda paths: open_source(paths[0])):
+        with pytest.raises(RunLogError, match=r"is a run folder that has lost its meta\.json"):
+            ask([lost])
 
 
 def test_processes_find_what_one_after_the_other_finds(root):

@@ -26,6 +26,10 @@ def analyze(paths: PathsArgument = None, as_json: JsonOption = False, explain: E
         _explain(paths or [], explain)
         return
     asked = paths or [RUNS]
+    if len(asked) > 1:
+        from stabwatch.runlog import beside_targets
+
+        asked = beside_targets(asked)
     found: list[Analysis] = []
     unreadable: list[tuple[Path, str]] = []
     for path in asked:
