@@ -216,7 +216,7 @@ of 18 healthy ones, both GANs whose losses have other names (`D_A`, `loss_dis`).
 
 A fifth time, with what was mended after the fourth: 39 files of 35 more repositories. Of 17 logs with losses four have
 trouble (NaN, two that stay where they began, a crash), and these were found and named right; of 13 healthy ones none
-was warned about. Not read: a file of one bare number in each line.
+was warned about. Not read was a file of one bare number in each line; lists and such files are read since.
 
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from stabwatch.analysis.readers import documents, mlflow_store, tables, tensorboard, text, wandb_file
+from stabwatch.analysis.readers import documents, mlflow_store, number_lists, tables, tensorboard, text, wandb_file
 from stabwatch.analysis.readers.appearance import looks_like
 from stabwatch.analysis.readers.file import LogFile, Progress
 from stabwatch.analysis.readers.log import Log
@@ -20,8 +20,11 @@ READERS: tuple[Reader, ...] = (
     documents.JSON_LINES,
     tables.READER,
     text.READER,
+    number_lists.READER,
 )
-"""Readers in the order of trial; the last one accepts any text."""
+"""Readers in the order of trial. `text` accepts any text; the last is tried where that has hardly a record."""
+_HARDLY = 3
+"""Records of a run below which it is no history."""
 
 _GRAVE = ("error", "nan_message", "overflow")
 """Remarks that are also useful without any record."""
@@ -50,7 +53,7 @@ def read_log(path: str | Path, progress: Progress | None = None) -> Log:
             f"{path} looks like {looks_like(source.head)}. No reader knows it: {_tried(len(READERS))}. "
             f"`docs/log-formats.md` lists the known formats."
         )
-    log = reader.read(source)
+    log = _listed(source, reader.read(source))
     if not any(run.columns or any(r.kind in _GRAVE for r in run.remarks) for run in log.runs):
         notes = " ".join(note for note in log.notes if log.format != "text" or "not understood" in note)
         raise LogError(
@@ -59,6 +62,18 @@ def read_log(path: str | Path, progress: Progress | None = None) -> Log:
             f"Readers tried: {_tried(READERS.index(reader) + 1)}."
         )
     return _whole(log)
+
+
+def _listed(source: LogFile, log: Log) -> Log:
+    """The lists of numbers in a file that has hardly a record otherwise: those of a loss, or all if nothing is read."""
+    most = max((len(run.steps) for run in log.runs), default=0)
+    if log.format not in (text.READER.name, documents.DOCUMENT.name) or most >= _HARDLY:
+        return log
+    lists = number_lists.READER.read(source)
+    known = any(run.of("loss") or run.of("eval_loss") for run in lists.runs)
+    unread = not any(run.columns or run.remarks for run in log.runs)
+    longer = max(len(run.steps) for run in lists.runs) > most + _HARDLY
+    return lists if longer and (known or unread) else log
 
 
 def _tried(count: int) -> str:
