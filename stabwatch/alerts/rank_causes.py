@@ -14,9 +14,14 @@ FIRST_COMPARISONS = 2
 
 def _first_apart(e: Evidence) -> list[Alert]:
     """The alerts of the step at which replicas were first seen to differ, if nothing came long before."""
-    apart = [a for a in e.of("ReplicasDiffer") if a.step <= e.onset + e.together]
+    apart = [a for a in e.of("ReplicasDiffer") if a.onset <= e.onset + e.together]
     step = min((a.step for a in apart), default=0)
     return [a for a in apart if a.step == step]
+
+
+def _step_alone(alerts: Sequence[Alert]) -> bool:
+    """Does each rank step on its own, as it seems?"""
+    return any(a.context.get("replica_difference_rank", -1.0) < -1.5 for a in alerts)
 
 
 def _layers(alerts: Sequence[Alert]) -> tuple[str, ...]:
@@ -34,15 +39,15 @@ def _never_averaged(e: Evidence) -> Found | None:
     layers = _layers(first)
     compared = max((a.context.get("layers_compared", 0.0) for a in first), default=0.0)
     from_the_start = all(a.context.get("points", 3.0) <= FIRST_COMPARISONS for a in first)
-    if not layers or not from_the_start:
+    if not layers or not (from_the_start or _step_alone(first)):
         return None
     differ = "differs" if len(layers) == 1 else "differ"
+    since = ", since the first steps in which they were compared" if from_the_start else ", and were equal before"
     return Found(
         first[0].step,
         (
-            f"Step {first[0].step}: {len(layers)} of {compared:.0f} layers {differ} between ranks, since the first "
-            "steps in which they were compared.",
-            "A fault of one device would begin in one layer, at some later step.",
+            f"Step {first[0].step}: {len(layers)} of {compared:.0f} layers {differ} between ranks{since}.",
+            f"A fault of one device would begin in one layer{', at some later step' if from_the_start else ''}.",
         ),
         layers,
         confidence=0.9,
@@ -77,7 +82,8 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
             "prepares the reduction of gradients.",
             "Averaging by hand: reduce the gradients of all parameters after the backward and before the step. Without "
             "that, start all ranks from equal weights too.",
-            "Is `no_sync()` left before the last micro-batch? If ranks are meant to train apart, mute ReplicasDiffer.",
+            "Is `no_sync()` left before the last micro-batch? If ranks are meant to train apart, mute ReplicasDiffer. "
+            "Averages of weights (local SGD) are known once they are seen.",
         ),
     ),
     RootCause(

@@ -236,7 +236,7 @@ class Exchange:
         if len(known) == len(names) and known[stage.index] == mine:
             local = self._local
             self._layout = staged = StagedLayout(local.layout, local.holds, stage, known, local.group)
-            staged.health.coupled = self._health.coupled
+            staged.health.coupled, staged.health.collectives = self._health.coupled, self._health.collectives
             self._compares = staged.health
             self._widened(staged)
 
@@ -335,7 +335,7 @@ class Exchange:
             times = self._copies.times(partial.ranks, self.world)
             row = self._layout.row(partial, self.covered == self.world, times)
             width = len(row) - self._compares.width
-            self._merged(Merged(step, row[:width], self._compares.compare(row[width:]), self.covered, extra))
+            self._merged(Merged(step, row[:width], self._compares.compare(row[width:], step), self.covered, extra))
 
     def _send(self) -> None:
         assert self._channel is not None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.distributed.layout import CHECKS
-from stabwatch.distributed.replicas import UNKNOWN, ReplicaPast, Row
+from stabwatch.distributed.replicas import LONGEST, UNKNOWN, ReplicaPast, Row
 from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.signals.reductions import REPLICA_VALUES
 
@@ -43,6 +43,7 @@ class RankHealth:
     sources: what each rank reports. cells: what rank 0 writes. spent: of the row of a rank, the counts of what only
     this looks at. replicas: whether the ranks should have the same weights.
     own_data: set by the owner if each rank should be given data of its own.
+    collectives: how many the first rank has called, by step; filled by the owner.
     coupled: set by the owner if something keeps replicas equal from the start. Otherwise (an all-reduce written by
         hand, say) a layer is compared from the first step on in which all replicas of it are equal, because ranks may
         train different models.
@@ -58,6 +59,7 @@ class RankHealth:
         self.sources = (*SPREADS, *(Accumulator("replica_values", c.site, "replica_values") for c in checks))
         self.accumulators = (*SPREADS, LOSS_ALIKE, *(Accumulator("replica", c.site, "replica") for c in checks))
         self.coupled, self.replicas, self.own_data = False, True, False
+        self.collectives: dict[int, int] = {}
         self._past = ReplicaPast([c.tap == "buffer_checksum" for c in checks])
 
     @property
@@ -69,6 +71,11 @@ class RankHealth:
     def never_equal(self) -> bool:
         """Were replicas not compared, as they were never equal?"""
         return self.replicas and not self.coupled and self._past.never_equal
+
+    @property
+    def averaged(self) -> bool:
+        """Do ranks step on their own, and average their weights now and then?"""
+        return self._past.averaged
 
     @property
     def absent(self) -> Row:
@@ -100,7 +107,7 @@ class RankHealth:
         out[~(count > 0) | (not self.replicas)] = np.nan
         return out.reshape(-1)
 
-    def compare(self, merged: NDArray[np.floating]) -> Row:
+    def compare(self, merged: NDArray[np.floating], step: int) -> Row:
         """The fields of `cells`, NaN where fewer than two ranks measured. merged: those of `sources` over ranks."""
         x = np.asarray(merged, dtype=np.float64)
         spreads = x[: 5 * len(SPREADS)].reshape(-1, 5).copy()
@@ -108,7 +115,8 @@ class RankHealth:
         if spreads[2, 4] > 0 or spreads[2, 2] == 0:  # every rank counted some, or none did
             spreads[2, 3] = UNKNOWN
         values = x[5 * len(SPREADS) :].reshape(-1, REPLICA_FIELDS)
-        past = self._past.compare(values, self.coupled).reshape(-1)
+        collectives = [self.collectives[i] for i in range(step - LONGEST, step + 1) if i in self.collectives]
+        past = self._past.compare(values, self.coupled, step, collectives).reshape(-1)
         return np.concatenate([spreads.reshape(-1), self._alike(spreads[SPREADS.index(LOSS)]), past])
 
     def _alike(self, losses: Row) -> Row:

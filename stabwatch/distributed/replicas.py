@@ -20,6 +20,13 @@ CHANGES = 3
 """Replicas that have changed so often and were equal each time are kept equal to the bit."""
 LOOKS = 4
 """Comparisons after which weights that were never equal are said to be that."""
+ALONE = -2
+"""In place of a rank where all step on their own, as it seems."""
+LONGEST = 1024
+"""Steps that ranks are said to step on their own before it counts as a mistake that nothing makes them equal: where as
+many collectives are called in each of them, so that none can be an average that was not looked at."""
+BETWEEN = 16
+"""Steps between two comparisons, at most."""
 CLEAR = 3.0
 """Of two ranks that diverge, the faulty one is that whose weights moved this many times as far."""
 
@@ -64,6 +71,11 @@ class ReplicaPast:
     only of those that have changed and stayed equal to the bit, and of those that do not change (frozen ones). A buffer
     may belong to its rank. It counts as shared if it has changed and stayed equal, or if it does not change and is
     another one on some rank.
+
+    Where nothing is known to keep weights equal and most of them differ at once, ranks may step on their own, and
+    average their weights now and then (local SGD). Their rank is `ALONE` then, but not where each step has as many
+    collectives as one that began with equal weights. Once most weights are equal again, that is known (`averaged`):
+    from then on, steps in which most differ are not compared. Weights that no average made equal belong to their rank.
     """
 
     def __init__(self, buffers: Sequence[bool]) -> None:
@@ -78,6 +90,14 @@ class ReplicaPast:
         self._odd = np.full(n, float(UNKNOWN))
         self._diverged = np.zeros(n, dtype=bool)
         self._looks = 0
+        self.averaged = False
+        self._first = np.full(n, np.nan)
+        """The checksum at the first comparison."""
+        self._least = np.inf
+        """Fewest collectives of a step that began with equal weights, after they had changed."""
+        self._alone, self._own = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        self._ranks = np.zeros(n)
+        self._equal_at, self._longest = 0, LONGEST
 
     @property
     def never_equal(self) -> bool:
@@ -85,10 +105,11 @@ class ReplicaPast:
         weights = self._equal_once[~self._buffers]
         return self._looks >= LOOKS and len(weights) > 0 and not weights.any()
 
-    def compare(self, fields: Row, coupled: bool) -> Row:
+    def compare(self, fields: Row, coupled: bool, step: int, collectives: Sequence[int]) -> Row:
         """(places, 3): number of ranks that measured a place, the largest difference, and its rank.
 
         fields: (places, fields), the merged `replica_values`. coupled: something keeps weights equal from the start.
+        collectives: how many were called in the last steps, this one the last, as far as that is known.
         """
         v = Values(fields)
         self._looks += bool(v.several.any())
@@ -104,10 +125,40 @@ class ReplicaPast:
         only = np.where(v.broken == v.count - 1, v.smallest_rank, float(UNKNOWN))
         rank = np.where(mixed, np.where(v.broken == 1, v.largest_rank, only), np.where(apart > 0, rank, UNKNOWN))
         apart = np.where(mixed, np.inf, np.where(v.broken > 0, 0.0, apart))
+        if not coupled:
+            rank, told = self._of_local_steps(v, told, np.where(told, apart, 0.0), rank, step, collectives)
         self._remember(v)
         out = np.full((len(fields), 3), np.nan)
         out[told] = np.column_stack([v.count, apart, rank])[told]
         return out
+
+    def _of_local_steps(
+        self, v: Values, told: Bools, apart: Row, rank: Row, step: int, collectives: Sequence[int]
+    ) -> tuple[Row, Bools]:
+        """The ranks, and which places are told, where ranks may step on their own."""
+        weights = v.several & ~self._buffers
+        if not weights.any():
+            return rank, told
+        differs = weights & v.differs & (apart > 0)
+        self._first = np.where(np.isnan(self._first) & weights, v.high, self._first)
+        moved = weights & (v.differs | (v.high != self._first))
+        most = bool(2 * differs.sum() > moved.sum())
+        again = self._alone & v.equal & (v.count >= self._ranks)
+        if 2 * again.sum() > self._alone.sum():
+            self.averaged, self._own = True, self._own | (self._alone & v.differs)
+            self._longest = max(self._longest, 4 * (step - self._equal_at))
+        if not most:
+            self._equal_at = step
+            if moved.any() and collectives:
+                self._least = min(self._least, collectives[-1])
+        steady = not collectives or min(collectives) == max(collectives)
+        waits = most and not (steady and step - self._equal_at >= self._longest)
+        fewest = min(collectives[-BETWEEN - 1 :], default=None)
+        alone = not (self._changes >= CHANGES).any() if fewest is None else fewest < max(1.0, self._least)
+        self._alone, self._ranks = differs & (waits and (alone or self.averaged)), v.count
+        if self.averaged:
+            return rank, told & ~(weights & (self._own | waits))
+        return np.where(self._alone, float(ALONE), rank), told
 
     def _told(self, v: Values, coupled: bool, kept: Bools) -> tuple[Bools, Bools]:
         """Places of which anything is told, and those that differ and have not changed since the look before."""

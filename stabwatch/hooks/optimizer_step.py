@@ -219,7 +219,11 @@ class StepTaps:
             isolate(TRACKED_BATCH, self.tracked_batch.measure)
 
     def _check_replicas(self) -> None:
-        if self.replicas is not None and self._context.flags.looks:
+        if self.replicas is None:
+            return
+        if self.replicas.asked():
+            self._context.flags.looks = True
+        if self._context.flags.looks:
             self._context.isolate(CHECK, self.replicas.measure)
 
     def _set_guard(self, optimizer: Any, make: StepGuards) -> None:

@@ -36,6 +36,8 @@ from stabwatch.runtime.taps import Taps
 
 _log = logging.getLogger("stabwatch")
 
+UNMERGED = 4096
+"""Steps that may wait to be merged."""
 UNHEARD_STEPS, UNHEARD_SECONDS = 10, 30.0
 """After so many steps and seconds in which no other rank has taken what this one measured, that is said."""
 LEAVING = 10.0
@@ -79,6 +81,11 @@ LARGEST = (
     "are the largest of any rank"
 )
 STEPS_ALONE = "ranks step on their own between averages of the weights (local SGD): replicas differ by design"
+
+AVERAGED = (
+    "ranks step on their own between averages of the weights (local SGD): replicas are compared in steps in which most "
+    "layers are equal, as right after an average"
+)
 
 NEVER_EQUAL = (
     "the weights were equal on all ranks in no step that was looked at, and nothing keeps them equal: ranks may train "
@@ -257,10 +264,19 @@ class SharedSteps:
             return False
         if number - watched != self._offsets[-1][1]:
             self._offsets.append((watched, number - watched))
+        self._note_collectives(watched)
         self.exchange.submit(watched, transfer, part, self._failed_now(), summands)
         if not self._said and watched >= UNHEARD_STEPS and time.monotonic() - self._began > UNHEARD_SECONDS:
             self.say_unheard()
         return not self.exchange.broken
+
+    def _note_collectives(self, watched: int) -> None:
+        """How many were called in a step, until it is compared."""
+        taps = self._taps.now
+        checks, known = taps.steps.replicas, taps.health.collectives
+        if self._ranks.rank == 0 and checks is not None and checks.collectives.in_step is not None:
+            known[watched] = checks.collectives.in_step
+            known.pop(watched - UNMERGED, None)
 
     def measured(self) -> set[Accumulator]:
         """What this rank has measured so far, as far as it has been exchanged."""
@@ -331,7 +347,10 @@ class SharedSteps:
         left.wait(LEAVING)
         part: HostPart = merged.extra
         health = merged.health if merged.covered > 1 else None
-        if taps.health.never_equal:
+        if taps.health.averaged:
+            self._context.unmeasured(REPLICA, "", AVERAGED)
+            self._context.unmeasured("note", "gradient", LARGEST)
+        elif taps.health.never_equal:
             self._context.unmeasured(REPLICA, "", NEVER_EQUAL)
         elif self._context.reasons.get(REPLICA, "") == NEVER_EQUAL:
             self._context.reasons.withdraw(REPLICA, "")

@@ -12,6 +12,8 @@ from stabwatch.alerts import Engine, diagnose
 from stabwatch.distributed.health import BUSY_SOURCE, RankHealth
 from stabwatch.distributed.layout import MergeLayout
 from stabwatch.runlog import Accumulator, RecordLayout, read_run
+from stabwatch.runtime.ranks import AVERAGED
+from tests.distributed.local_job import WAYS
 from tests.distributed.rank_job import AT, LASTING_AT
 from tests.processes import run_ranks
 
@@ -112,20 +114,21 @@ def _layout(health):
     return MergeLayout(RecordLayout.build(health.sources), {}, frozenset())
 
 
-def _merged(health, rows):
+def _merged(health, rows, step=0):
     """Values of `health.accumulators` from the device rows of several ranks, by way of what each states."""
     layout = _layout(health)
     each = [layout.partial(rank, health.own(rank, row)) for rank, row in enumerate(rows)]
-    return health.compare(layout.row(functools.reduce(layout.merge, each), True))
+    return health.compare(layout.row(functools.reduce(layout.merge, each), True), step)
 
 
-def _health(layout=None, coupled=True):
+def _health(layout=None, coupled=True, collectives=()):
     health = RankHealth(layout or RecordLayout.build(WEIGHTS))
     health.coupled = coupled
+    health.collectives.update(enumerate(collectives))
     return health
 
 
-def _rows(health, layout, values):
+def _rows(health, layout, values, step=0):
     """What is found of rows of ranks, from the sums of squares of some places on each; None: it did not measure.
 
     The checksum is a number that no two of these sums have alike, or is given: (checksum, sum).
@@ -136,7 +139,7 @@ def _rows(health, layout, values):
             start = layout.start(accumulator)
             checksum, squares = value if isinstance(value, tuple) else (round(1000 * min(value or 0, 1e4)), value)
             row[start : start + 4] = 0 if value is None else [1, checksum, squares, not np.isfinite(squares)]
-    return _merged(health, rows)[22:].reshape(-1, 3)
+    return _merged(health, rows, step)[22:].reshape(-1, 3)
 
 
 def test_which_rank_it_is():
@@ -183,6 +186,60 @@ def test_ranks_that_nothing_is_known_to_join_are_compared_once_they_were_equal()
     assert np.isnan(a).all() and b.tolist() == [2, 0, -1]
     a, b = _rows(health, layout, [(1, 2), (3, 4)])
     assert np.isnan(a).all() and b[1] > 0.1
+
+
+def test_weights_that_are_averaged_by_hand_are_no_fault_and_a_forgotten_average_is_told(tmp_path):
+    run_ranks("tests.distributed.local_job", 2, 2, tmp_path / "store", tmp_path, *WAYS)
+    for way in WAYS:
+        run = read_run(tmp_path / way)
+        engine = _judged(run)
+        told = {(a.rule, a.severity) for a in engine.history if a.rule == "ReplicasDiffer"}
+        *_, coverage = (event.data for event in run.events if event.kind == "coverage")
+        averaged = AVERAGED in {each["reason"] for each in coverage["unmeasured"] if each["tap"] == "replica"}
+        assert averaged == (way != "never") and told <= {("ReplicasDiffer", "warning")}, way
+        if way == "never":
+            assert told and "GradientsNotAveraged" in {cause.name for cause in diagnose(engine).causes}
+
+
+EQUAL, APART, ONE = [(3, 4), (3, 4)], [(3, 4), (3.1, 4.1)], [(3, 4), (3, 4.1)]
+
+
+def _local(*steps, collectives=()):
+    """What is told of two layers (difference over 0, rank; None: nothing) at some steps: (step, weights times)."""
+    layout = RecordLayout.build(WEIGHTS)
+    health = _health(coupled=False, collectives=collectives)
+    told = []
+    for n, (step, pairs) in enumerate(steps):
+        rows = _rows(health, layout, [[x * (1 + n) for x in mine] for mine in pairs], step)
+        told.append([None if np.isnan(row[1]) else (bool(row[1] > 0), row[2]) for row in rows])
+    return told, health.averaged
+
+
+SAME, ALONE, UNKNOWN = (False, -1), (True, -2), (True, -1)
+
+
+def test_ranks_that_step_on_their_own_are_compared_after_averages_once_one_was_seen():
+    """A difference of one layer right after an average is a fault; where weights do not take part, they are own."""
+    told, averaged = _local((0, EQUAL), (5, APART), (16, EQUAL), (21, APART), (32, ONE), collectives=[0] * 40)
+    assert averaged
+    assert told == [[SAME] * 2, [ALONE] * 2, [SAME] * 2, [None] * 2, [SAME, (True, told[4][1][1])]]
+    told, averaged = _local((0, EQUAL), (5, APART), (16, [(3, 4), (3, 4.1)]), (32, ONE), collectives=[0] * 40)
+    assert not averaged, "half of the layers are not most"
+
+
+def test_ranks_that_step_on_their_own_for_long_and_call_nothing_are_a_mistake():
+    steps = (0, EQUAL), (5, APART), (1000, APART), (1100, APART)
+    assert _local(*steps, collectives=[0] * 1200)[0][2:] == [[ALONE] * 2, [UNKNOWN] * 2]
+    often = [step % 20 == 0 for step in range(1200)]
+    assert _local(*steps, collectives=often)[0][3] == [ALONE] * 2, "an average may not have been looked at"
+
+
+def test_ranks_that_average_in_each_step_and_differ_once_are_a_fault_and_others_step_on_their_own():
+    """Gradients are averaged by two collectives. After that there is none, or the loss is averaged by one."""
+    calm = [(step, EQUAL) for step in range(0, 96, 16)]
+    for later, told in ((2, UNKNOWN), (0, ALONE), (1, ALONE)):
+        found, averaged = _local(*calm, (96, APART), collectives=[2] * 90 + [later] * 10)
+        assert found[-1] == [told] * 2 and not averaged
 
 
 @pytest.mark.parametrize("coupled", [True, False])

@@ -55,14 +55,30 @@ RULES: tuple[Rule, ...] = (
         family="replica",
         summary="The replicas of the model are no longer identical.",
         description="{where} on {rank} differs from the others, {apart}.",
-        thresholds=(Threshold(severity="critical", when=(Condition("replica_difference_ratio", above=0.0),)),),
+        thresholds=(
+            Threshold(
+                severity="critical",
+                when=(
+                    Condition("replica_difference_ratio", above=0.0),
+                    Condition("replica_difference_rank", above=-1.5),
+                ),
+            ),
+            Threshold(
+                severity="warning",
+                when=(Condition("replica_difference_ratio", above=0.0),),
+                for_points=12,
+                summary="The ranks train apart: their gradients are not averaged. If that is meant (local SGD), this "
+                "ends with the first average of their weights.",
+            ),
+        ),
         abnormal=(Condition("replica_difference_ratio", above=0.0),),
+        resolve_after=1,
         source="replicas do the same arithmetic on the same numbers, so their bits are equal; what rounding explains "
-        "counts as 0",
+        "counts as 0. A warning only where all step on their own, as the rank -2 says (docs/design.md)",
         remedy=(
             "If most layers differ since the first steps, gradients are not averaged: see the runbook.",
             "Else resume all ranks from before this step without that rank's device, and run its diagnostics.",
-            "If ranks step independently here (local SGD, experts inside DDP), mute this rule for those layers.",
+            "If ranks step independently by design (experts inside DDP), mute this rule for those layers.",
         ),
         references=(SDC, LLAMA),
     ),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stabwatch.distributed.collectives import Collectives
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.naming import Named, named_modules
 from stabwatch.hooks.base.probe import PROBES, Probe
@@ -56,12 +57,14 @@ class ReplicaChecks:
     """float32 (places, 4): the checksum of each layer and buffer, for the ranks to compare.
 
     compares: whether all ranks should have the same in a place: module, name there, and what is there.
+    collectives: those that this rank calls.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str], device: torch.device) -> None:
         self.compares: Callable[[nn.Module, str, Tensor], bool] = lambda module, name, tensor: False
+        self.collectives = Collectives()
         self._held: list[_Held] | None = None
-        self._taken = False
+        self._begun = self._taken = False
         tree, sites, names = ModuleTree(model), set(layers), dict[tuple[str, bool], int]()
         self._all: list[_Held] = []
         seen: set[int] = set()
@@ -92,7 +95,12 @@ class ReplicaChecks:
 
     def step_ends(self) -> None:
         """The next step may be measured."""
-        self._taken = False
+        self._begun = self._taken = False
+
+    def asked(self) -> bool:
+        """The optimizer is about to step: is it to be measured, as weights may have just been averaged over ranks?"""
+        first, self._begun = not self._begun, True
+        return first and self.collectives.step_begins()
 
     @torch.no_grad()
     def measure(self) -> None:
