@@ -60,6 +60,13 @@ class Ranks:
             ddp = nn.parallel.DistributedDataParallel
             self.coupled = getattr(ddp, "_active_ddp_module", None) is not None
 
+    @property
+    def in_no_sync(self) -> bool:
+        """Was the last forward of DistributedDataParallel inside of `no_sync()`?"""
+        wrapper = getattr(self.model, "_orig_mod", self.model)
+        ddp = isinstance(wrapper, nn.parallel.DistributedDataParallel)
+        return ddp and not getattr(wrapper, "require_forward_param_sync", True)
+
     def alone(self) -> None:
         """This rank goes on without the others."""
         self.rank, self.world, self.wanted = 0, 1, False

@@ -72,7 +72,7 @@ class ReplicaPast:
     may belong to its rank. It counts as shared if it has changed and stayed equal, or if it does not change and is
     another one on some rank.
 
-    Where nothing is known to keep weights equal and most of them differ at once, ranks may step on their own, and
+    Where most weights differ at once (and nothing is known to keep them equal), ranks may step on their own, and
     average their weights now and then (local SGD). Their rank is `ALONE` then, but not where each step has as many
     collectives as one that began with equal weights. Once most weights are equal again, that is known (`averaged`):
     from then on, steps in which most differ are not compared. Weights that no average made equal belong to their rank.
@@ -101,9 +101,14 @@ class ReplicaPast:
 
     @property
     def never_equal(self) -> bool:
-        """Were no weights equal on all ranks in any of several comparisons?"""
-        weights = self._equal_once[~self._buffers]
-        return self._looks >= LOOKS and len(weights) > 0 and not weights.any()
+        """Were no weights equal on all ranks in any of several comparisons, but for some that begin with one value?"""
+        weights = ~self._buffers
+        return self._looks >= LOOKS and bool(weights.any()) and not self._shared(weights).any()
+
+    def _shared(self, weights: Bools) -> Bools:
+        """Of these weights, those that were equal once: where most were not, those that have changed and were equal."""
+        once = weights & self._equal_once
+        return once & (self._changes > 0) if 2 * once.sum() < weights.sum() else once
 
     def compare(self, fields: Row, coupled: bool, step: int, collectives: Sequence[int]) -> Row:
         """(places, 3): number of ranks that measured a place, the largest difference, and its rank.
@@ -125,17 +130,21 @@ class ReplicaPast:
         only = np.where(v.broken == v.count - 1, v.smallest_rank, float(UNKNOWN))
         rank = np.where(mixed, np.where(v.broken == 1, v.largest_rank, only), np.where(apart > 0, rank, UNKNOWN))
         apart = np.where(mixed, np.inf, np.where(v.broken > 0, 0.0, apart))
-        if not coupled:
-            rank, told = self._of_local_steps(v, told, np.where(told, apart, 0.0), rank, step, collectives)
+        unknown = not coupled and not (self._changes >= CHANGES).any()
+        found, told = self._of_local_steps(v, told, np.where(told, apart, 0.0), rank, step, collectives, unknown)
+        rank = rank if coupled else found
         self._remember(v)
         out = np.full((len(fields), 3), np.nan)
         out[told] = np.column_stack([v.count, apart, rank])[told]
         return out
 
     def _of_local_steps(
-        self, v: Values, told: Bools, apart: Row, rank: Row, step: int, collectives: Sequence[int]
+        self, v: Values, told: Bools, apart: Row, rank: Row, step: int, collectives: Sequence[int], unknown: bool
     ) -> tuple[Row, Bools]:
-        """The ranks, and which places are told, where ranks may step on their own."""
+        """The ranks, and which places are told, where ranks may step on their own.
+
+        unknown: that they do is likely if nothing is known of collectives.
+        """
         weights = v.several & ~self._buffers
         if not weights.any():
             return rank, told
@@ -154,7 +163,7 @@ class ReplicaPast:
         steady = not collectives or min(collectives) == max(collectives)
         waits = most and not (steady and step - self._equal_at >= self._longest)
         fewest = min(collectives[-BETWEEN - 1 :], default=None)
-        alone = not (self._changes >= CHANGES).any() if fewest is None else fewest < max(1.0, self._least)
+        alone = unknown if fewest is None else fewest < max(1.0, self._least)
         self._alone, self._ranks = differs & (waits and (alone or self.averaged)), v.count
         if self.averaged:
             return rank, told & ~(weights & (self._own | waits))
@@ -163,7 +172,7 @@ class ReplicaPast:
     def _told(self, v: Values, coupled: bool, kept: Bools) -> tuple[Bools, Bools]:
         """Places of which anything is told, and those that differ and have not changed since the look before."""
         self._equal_once |= v.equal & (v.broken == 0)
-        weights = v.several & (self._equal_once | coupled)
+        weights = v.several & (coupled | self._shared(v.several & ~self._buffers))
         now = np.column_stack([v.high, v.low])
         same = (self._waiting == now).all(axis=1)
         waited = ~np.isnan(self._waiting).any(axis=1)

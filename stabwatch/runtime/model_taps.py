@@ -110,7 +110,7 @@ class ModelTaps:
                 lambda: self.parameters.tracked, self.steps.with_state, lambda: ranks.stage, ranks.numbers[0],
             )  # fmt: skip
             if replicas is not None:
-                replicas.compares = self.topology.has_replicas
+                replicas.compares, replicas.in_no_sync = self.topology.has_replicas, lambda: ranks.in_no_sync
             self.layout = RecordLayout.without_series(self.buffer.accumulators)
             self.health = RankHealth(self.layout)
             record = RecordLayout.without_series((*self.layout.accumulators, *self.health.sources))

@@ -275,6 +275,7 @@ class SharedSteps:
         taps = self._taps.now
         checks, known = taps.steps.replicas, taps.health.collectives
         if self._ranks.rank == 0 and checks is not None and checks.collectives.in_step is not None:
+            taps.health.coupled = self._ranks.coupled and not checks.alone
             known[watched] = checks.collectives.in_step
             known.pop(watched - UNMERGED, None)
 

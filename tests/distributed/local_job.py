@@ -6,6 +6,7 @@ python -m tests.distributed.local_job RANK WORLD STORE OUT WAY...
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -44,21 +45,28 @@ def never(model: nn.Module) -> None:
     """It was forgotten."""
 
 
-WAYS = {f.__name__: f for f in (data, flat, states, never)}
+def unsynchronised(model: nn.Module) -> None:
+    """Each parameter of a model below DistributedDataParallel."""
+    data(model)
+
+
+WAYS = {f.__name__: f for f in (data, flat, states, never, unsynchronised)}
 
 
 def train(rank: int, out: str, way: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    watch = stabwatch.attach(model, optimizer, agent=False, verbose=False, run_dir=f"{out}/{way}")
+    wrapper = nn.parallel.DistributedDataParallel(model) if way == "unsynchronised" else model
+    watch = stabwatch.attach(wrapper, optimizer, agent=False, verbose=False, run_dir=f"{out}/{way}")
     dist.barrier()
     generator = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
         x = torch.randn(16, 8, generator=generator)
-        loss = F.cross_entropy(model(x), x[:, :4].argmax(1))
         optimizer.zero_grad()
-        loss.backward()
+        with wrapper.no_sync() if way == "unsynchronised" else nullcontext():
+            loss = F.cross_entropy(wrapper(x), x[:, :4].argmax(1))
+            loss.backward()
         optimizer.step()
         if step % BETWEEN == BETWEEN - 3:
             WAYS[way](model)

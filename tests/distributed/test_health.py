@@ -227,6 +227,26 @@ def test_ranks_that_step_on_their_own_are_compared_after_averages_once_one_was_s
     assert not averaged, "half of the layers are not most"
 
 
+def test_ranks_that_train_other_models_are_not_compared_in_what_begins_with_one_value():
+    """As the weights of norms, in an ensemble."""
+    layout = RecordLayout.build([Accumulator("checksum", name, "checksum") for name in "abc"])
+    health = _health(layout, coupled=False, collectives=[0] * 100)
+    for step in range(5):
+        x = float(step + 1)
+        rows = _rows(health, layout, [(x, 2 * x, 9.0 + step), (3 * x, 5 * x, 9.0 + 2 * step)], step)
+        assert np.isnan(rows[:, 1]).all(), step
+    assert health.never_equal
+
+
+def test_ranks_below_ddp_that_average_their_weights_are_known_once_they_are_equal_again():
+    """Before that it cannot be told from a model that is called without its wrapper."""
+    layout, found = RecordLayout.build(WEIGHTS), []
+    health = _health(coupled=True, collectives=[0] * 40)
+    for step, pairs in enumerate((EQUAL, APART, EQUAL, APART)):
+        found.append(_rows(health, layout, [[x * (1 + step) for x in mine] for mine in pairs], step)[:, 1].tolist())
+    assert min(found[1]) > 0 and found[2] == [0, 0] and np.isnan(found[3]).all()
+
+
 def test_ranks_that_step_on_their_own_for_long_and_call_nothing_are_a_mistake():
     steps = (0, EQUAL), (5, APART), (1000, APART), (1100, APART)
     assert _local(*steps, collectives=[0] * 1200)[0][2:] == [[ALONE] * 2, [UNKNOWN] * 2]

@@ -57,12 +57,15 @@ class ReplicaChecks:
     """float32 (places, 4): the checksum of each layer and buffer, for the ranks to compare.
 
     compares: whether all ranks should have the same in a place: module, name there, and what is there.
-    collectives: those that this rank calls.
+    collectives: those that this rank calls. in_no_sync: whether the last forward was told not to average gradients.
+    alone: it was so when the optimizer was about to step.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str], device: torch.device) -> None:
         self.compares: Callable[[nn.Module, str, Tensor], bool] = lambda module, name, tensor: False
         self.collectives = Collectives()
+        self.in_no_sync: Callable[[], bool] = lambda: False
+        self.alone = False
         self._held: list[_Held] | None = None
         self._begun = self._taken = False
         tree, sites, names = ModuleTree(model), set(layers), dict[tuple[str, bool], int]()
@@ -99,8 +102,10 @@ class ReplicaChecks:
 
     def asked(self) -> bool:
         """The optimizer is about to step: is it to be measured, as weights may have just been averaged over ranks?"""
-        first, self._begun = not self._begun, True
-        return first and self.collectives.step_begins()
+        if self._begun:
+            return False
+        self._begun, self.alone = True, self.in_no_sync()
+        return self.collectives.step_begins()
 
     @torch.no_grad()
     def measure(self) -> None:
