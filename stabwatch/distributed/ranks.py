@@ -57,8 +57,8 @@ class Ranks:
     def seen_in_forward(self) -> None:
         """Called during a forward, to detect a data-parallel wrapper that was added after `attach`."""
         if self.wanted and not self.coupled:
-            ddp = nn.parallel.DistributedDataParallel
-            self.coupled = getattr(ddp, "_active_ddp_module", None) is not None
+            active = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+            self.coupled = active is not None and _is_coupled(active)
 
     @property
     def in_no_sync(self) -> bool:
@@ -171,7 +171,7 @@ def _averages_weights() -> bool:
 def _is_coupled(model: Any) -> bool:
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        return True
+        return model.process_group.size() > 1  # a group of one averages nothing
     try:
         from torch.distributed._composable.contract import _get_registry
     except ImportError:

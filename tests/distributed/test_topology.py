@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from stabwatch.distributed.ranks import steps_alone
+from stabwatch.distributed.ranks import Ranks, steps_alone
 from stabwatch.distributed.topology import Topology
 from stabwatch.hooks.base.tracked import tracked_parameters
 from stabwatch.runtime.ranks import left_out
@@ -100,6 +100,12 @@ def test_ranks_of_local_sgd_step_on_their_own(hook, alone):
     assert not steps_alone(model)
     model.register_comm_hook(PostLocalSGDState(None, None, 4) if alone else None, hook)
     assert steps_alone(nn.Sequential(model)) == alone
+
+
+def test_a_group_of_one_rank_keeps_nothing_equal():
+    """Each rank trains a model of its own, below a wrapper."""
+    alone = nn.parallel.DistributedDataParallel(Net(), process_group=dist.new_group([RANK]))
+    assert not Ranks(alone, "auto").coupled and Ranks(nn.parallel.DistributedDataParallel(Net()), "auto").coupled
 
 
 def test_ranks_whose_weights_are_averaged_now_and_then_step_on_their_own():
