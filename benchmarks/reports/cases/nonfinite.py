@@ -184,7 +184,7 @@ def snr_weight_zero(trial: Trial) -> None:
     shown_by="blocks.0.attention is the first module whose output is not finite, at that step, in the forward pass",
 )
 def row_fully_masked(trial: Trial) -> None:
-    model = TextModel(causal=False)
+    model, before = TextModel(causal=False), torch.ones(16, 16, dtype=torch.bool).tril()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
     def loss(step: int) -> Tensor:
@@ -194,7 +194,7 @@ def row_fully_masked(trial: Trial) -> None:
             real[2] = False
         if not trial.broken:
             real[:, 0] = True
-        return token_loss(model(x, real[:, None, None, :]), y)
+        return token_loss(model(x, real[:, None, None, :] & before), y)
 
     plain_loop(trial, model, optimizer, loss)
 
