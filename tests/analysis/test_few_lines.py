@@ -143,3 +143,11 @@ def test_precision_recall_and_f1_of_nothing_after_three_epochs(tmp_path):
     text = "eval_loss = {1}\neval_precision = {0}\neval_recall = {0}\neval_f1 = {0}\nepoch = 4.0\n"
     assert _told(tmp_path, text.format("0.0", 0.71))[1] == [("NotLearning", 0)]
     assert not _told(tmp_path, text.format("0.62", 0.21))[1]
+
+
+def test_an_arrow_between_a_name_and_its_number(tmp_path):
+    row = "INFO - 02/25/19 13:21:48 - 3:08:01 - epoch -> {0}.000000\nINFO - 02/25/19 13:21:48 - 3:08:01 - valid_mn_mlm_ppl -> {1}\n"
+    run, told = _told(tmp_path, _of(row, [(0, 574.6), (1, 301.2), (2, 190.4)]))
+    assert not told
+    ppl = next(c for c in run.curves.columns if c.name == "valid_mn_mlm_ppl")
+    assert (ppl.steps.tolist(), ppl.values.tolist()) == ([0, 1, 2], [574.6, 301.2, 190.4])

@@ -73,6 +73,8 @@ _OF_TFLEARN = re.compile(r" -- iter: *\d+/\d+\s*$")
 _BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
 _ESCAPED = re.compile(r"\\{1,2}(?=[\[\]_*|<>()#+.!=-])|\\{1,2}$")
 """Backslashes of Markdown, before its signs and at the end of a line."""
+_ARROW = re.compile(r"(?<=[A-Za-z_]) -> (?=[-+]?(?:\d|\.\d|nan|inf))", re.IGNORECASE)
+"""XLM's `valid_en_mlm_ppl -> 7.2`; not from one number to another."""
 _OF_BUCKET = re.compile(r"\bbucket (\d{1,3}) perplexity (?=[\d.ni])")
 """Evaluations of TensorFlow's `translate`: `eval: bucket 0 perplexity 6.22`."""
 _CTIME = re.compile(
@@ -110,6 +112,8 @@ def rewritten(text: str) -> str:
     scores = _YOLO.fullmatch(text) if "all " in text[:40] else None
     if scores:
         return ", ".join(f"{name}: {value}" for name, value in zip(SCORES, scores.groups(), strict=True))
+    if " -> " in text:
+        text = _ARROW.sub(": ", text)
     if "bucket " in text:
         text = _OF_BUCKET.sub(r"bucket_\1 perplexity: ", text)
     if " is " in text or " was " in text:
