@@ -43,6 +43,9 @@ EPOCHS, RECORDS, ALONE = 5, 12, 8
 WIDTH, FELL = 0.03, 0.98
 """Largest width of such a loss after its first record, relative to its level, and the least share of the first record
 that is left at the end."""
+STEPS, STEADY, SETTLED = 128, 0.004, 0.9
+"""Fewest records of a loss that settles at once, its standard deviation relative to its level, and the least share of
+the first record that this level is."""
 SPREAD = 0.05
 """Largest width of such an accuracy."""
 
@@ -52,7 +55,11 @@ def reason(segment: RunSegment, loss: Column) -> str:
     if not segment.fresh or loss.role != "loss" or is_perplexity(loss.name):
         return ""
     return (
-        _stuck(segment, loss) or _at_chance(segment, loss) or _never_below(segment, loss) or _stays_flat(segment, loss)
+        _stuck(segment, loss)
+        or _at_chance(segment, loss)
+        or _never_below(segment, loss)
+        or _stays_flat(segment, loss)
+        or _settles_at_once(segment, loss)
     )
 
 
@@ -143,6 +150,24 @@ def _stays_flat(segment: RunSegment, loss: Column) -> str:
     return (
         f"The {segment.loss_name} stays at {late:.4g}, where it began ({values[0]:.4g}), in {many}{beside}: nothing is "
         f"learned so far." + how_sure(len(values), "possible")
+    )
+
+
+def _settles_at_once(segment: RunSegment, loss: Column) -> str:
+    """A loss above 1 that has its level within a few records, and hardly moves around it in a hundred and more."""
+    first = max(len(loss) // 16, 8)
+    rest = loss.values[first:]
+    if segment.run.step_unit == "epoch" or len(rest) < STEPS or rest.min() < 1 or _others_move(segment, loss):
+        return ""
+    level, half = float(np.median(rest)), len(rest) // 2
+    moved = abs(float(np.median(rest[half:])) - float(np.median(rest[:half])))
+    if level < SETTLED * float(loss.values[0]) or rest.std() > STEADY * level or moved > rest.std() / 2:
+        return ""
+    if any(not _is_flat(share) for _, share in _accuracies(segment, loss)):
+        return ""
+    return (
+        f"The {segment.loss_name} is at {level:.4g} after {number_of(first)} ({loss.values[0]:.4g} at first), and "
+        f"stays there in {number_of(len(rest))}, within {float(np.ptp(rest)) / level:.1%}: nothing is learned so far."
     )
 
 

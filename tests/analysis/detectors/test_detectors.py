@@ -306,6 +306,15 @@ def test_nothing_is_learned(columns, words):
     assert words in only(run_of(**columns), "NotLearning").text
 
 
+@pytest.mark.parametrize(("fell", "scatter", "told"), [(0.04, 0.002, True), (0.3, 0.002, False), (0.04, 0.02, False)])
+def test_a_loss_that_has_its_level_at_once_is_not_learning(fell, scatter, told):
+    rng = np.random.default_rng(0)
+    loss = 8 * (1 - fell * (1 - np.exp(-np.arange(170) / 2))) * (1 + scatter * rng.standard_normal(170))
+    found = [f for f in detect(run_of(loss=loss, steps=range(0, 340, 2))) if f.is_problem]
+    assert [f.condition for f in found] == ["NotLearning"] * told
+    assert not told or "after 10 records" in found[0].text
+
+
 def test_a_flat_loss_alone_is_no_trouble():
     rng = np.random.default_rng(0)
     assert noted(run_of(loss=0.147 + 0.02 * rng.standard_normal(1500))) <= {"LossOutliers"}
