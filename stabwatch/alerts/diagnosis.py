@@ -12,7 +12,7 @@ from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.alerts.conditions import CONDITIONS, title_of
 from stabwatch.alerts.engine import Engine
 from stabwatch.alerts.evidence import RECENT, TOGETHER, Evidence, Found, RootCause
-from stabwatch.alerts.incidents import Confidence, Incident, gravest, rank, rule_incidents, worst_of
+from stabwatch.alerts.incidents import Confidence, Incident, gravest, is_over, rank, rule_incidents, worst_of
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.alerts.rule import Alert
 from stabwatch.alerts.run_context import HABITS
@@ -200,8 +200,8 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     if first.rule == "RankHoldsUp":
         return f"{first.summary} {first.description}{known}"
     summary = first.summary.rstrip(".")
-    still = any(a.rule == first.rule for a in engine.active)
-    over = "" if still else " It has returned to normal since."
+    gone = is_over(first.rule, group.onset, ((a.rule, a.onset) for a in engine.active))
+    over = " It has returned to normal since." if gone else ""
     return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first, groups)}{over}{known}"
 
 
@@ -309,7 +309,8 @@ def _alert_evidence(group: _Group, nonfinite_rank: int | None) -> list[str]:
     first, layers = group.first, group.layers
     finite = [a for a in group.alerts if a.value is not None and math.isfinite(a.value)]
     worst = max(finite, key=lambda a: a.value or 0.0, default=gravest(group.alerts))
-    lines = [f"Step {first.onset}: left its normal range. Step {first.step}: {first.description}"]
+    before = "" if first.onset == first.step else f"Step {first.onset}: left its normal range. "
+    lines = [f"{before}Step {first.step}: {first.description}"]
     if first.rule == "RankHoldsUp":
         lines = [f"Step {first.step}: {first.description}"]
     if worst is not first and worst.layer != first.layer:

@@ -13,6 +13,15 @@ Confidence = Literal["certain", "likely", "possible"]
 FoundBy = Literal["rule", "detector"]
 """A rule judges record after record, as in a live run. A detector reads the whole curve in hindsight."""
 
+LEVEL_OF_LOSS = ("LossSpike", "LossShift", "LossDivergence", "LossLostAtRateJump")
+"""Rules that tell of a loss above its level: where it stays there, one of them may fire when another is over."""
+
+
+def is_over(rule: str, onset: int, firing: Iterable[tuple[str, int]]) -> bool:
+    """Has what a rule told returned to normal? firing: rules that fire now, with the first step of each."""
+    also = LEVEL_OF_LOSS if rule in LEVEL_OF_LOSS else ()
+    return not any(other == rule or (other in also and since >= onset) for other, since in firing)
+
 
 @dataclass(frozen=True)
 class Incident:

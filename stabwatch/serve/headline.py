@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.alerts.evidence import TOGETHER
-from stabwatch.alerts.incidents import rank
+from stabwatch.alerts.incidents import is_over, rank
 from stabwatch.runlog import Event
 
 LAST = "TrainingStopped"
@@ -83,7 +83,8 @@ class Headline:
             return ""
         where = f", first in layer {found.layer}" if found.layer else ""
         others = f" {len(found.layers)} layers are affected." if len(found.layers) > 1 else ""
-        over = "" if found.firing else " It has returned to normal since."
+        gone = is_over(found.rule, found.onset, ((f.rule, f.onset) for f in self._problems() if f.firing))
+        over = " It has returned to normal since." if gone else ""
         return f"{found.summary.rstrip('.')}{where}, since step {found.onset}.{others}{over}"
 
     def _problems(self) -> list[_Fired]:

@@ -174,6 +174,20 @@ def test_a_spike_that_is_over_is_said_to_be_over():
     assert found.verdict == "The loss has spiked, since step 100. It has returned to normal since."
 
 
+def test_a_loss_that_stays_where_it_spiked_to_is_not_said_to_be_back():
+    """The spike is over when its level is the usual one; that the progress is lost is not."""
+    rate = [1e-3] * 100 + [0.3] * 100
+    course = wave(100, 1.4, 0.03)
+    above = [5e3 + 2e5 * math.exp(-i / 25) for i in range(100)]
+    engine = Engine()
+    engine.observe(block({"loss": [*course, *above], "learning_rate": rate}))
+    assert "LossSpike" not in {a.rule for a in engine.active}
+    (jump,) = (a for a in engine.active if a.rule == "LossLostAtRateJump")
+    assert "100% of its progress is lost" in jump.description
+    assert "The loss has spiked" in diagnose(engine).verdict
+    assert "returned to normal" not in diagnose(engine).verdict
+
+
 def test_gradients_at_the_end_of_float16_are_underflow_and_zeros_elsewhere_are_not():
     """Dead units leave gradients of a usual size beside their zeros."""
     zeros = {"zeros a": [*wave(60, 0.1, 0.1), *([0.95] * 20)]}

@@ -217,6 +217,16 @@ def test_the_first_incident_is_that_of_the_diagnosis():
     assert seen.active == 2
 
 
+def test_a_loss_that_stays_up_is_not_said_to_be_back():
+    seen = Headline()
+    for rule in ("LossSpike", "LossLostAtRateJump"):
+        seen.observe(alert(rule, 40, severity="warning"))
+    seen.observe(alert("LossSpike", 40, severity="warning", state="resolved"))
+    assert "returned" not in seen.text
+    seen.observe(alert("LossLostAtRateJump", 40, severity="warning", state="resolved"))
+    assert seen.text.endswith("It has returned to normal since.")
+
+
 def test_the_events_of_an_agent_become_the_verdict(runs, root):
     log = runs("a")
     log.write(range(30))

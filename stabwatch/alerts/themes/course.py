@@ -180,7 +180,7 @@ class RateJumpFeature(RunFeature):
             self._best = min(self._best, now)
             return math.nan
         made = self._first - self._best
-        lost = (now - self._best) / made if 0 < made < math.inf else math.nan
+        lost = min((now - self._best) / made, 1.0) if 0 < made < math.inf else math.nan
         self._held = max(self._held, lost) if self._since <= AFTER else self._held
         return min(lost, self._held)
 

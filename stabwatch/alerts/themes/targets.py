@@ -375,7 +375,8 @@ RULES: tuple[Rule, ...] = (
         title="The initial logits are too large",
         family="token_loss",
         summary="The loss is far above that of a uniform guess and has never been below it: the logits are too large.",
-        description="The cross-entropy is {token_loss:.3g}, {loss_above_uniform:.3g} nat above ln(classes).",
+        description="The cross-entropy is {token_loss:.3g}. The size of the logits puts it {loss_above_uniform:.3g} "
+        "nat above ln(classes).",
         thresholds=(
             Threshold(
                 severity="warning",
