@@ -285,9 +285,9 @@ class Session(SessionRanks):
         """Say why there is no record, once; `last`: at the end of the run, if it is another reason by then."""
         if self._sent or self._writer is None or (self._reports.said_why and not last):
             return
-        noted = self.context.reasons.get("forward", "")
-        self._reports.no_records(self._silence.reason(self._loss.trained.ever, noted, self._problem))
-        if last and (what := self._silence.unstepped(self._loss.trained.ever)):
+        noted, ever = self.context.reasons.get("forward", ""), self._loss.trained.ever
+        self._reports.no_records(self._silence.reason(ever, noted, self._problem, self.context.actions.calls))
+        if last and (what := self._silence.unstepped(ever)):
             self._writer.event("unstepped", self.step, what=what)
 
     def _say_ceased(self, waited: int) -> None:

@@ -98,12 +98,17 @@ class Silence:
         collects = self._graph is not None and self._graph() is not None
         return self.forwards >= PATIENCE and not collects and not self._first_step
 
-    def reason(self, backward: bool, noted: str | None, problem: str | None) -> str:
+    def reason(self, backward: bool, noted: str | None, problem: str | None, actions: int = 0) -> str:
         """One sentence, without its full stop.
 
         backward: a backward pass has reached the parameters. noted: what the hooks noted about the model's calls.
-        problem: what is wrong with the model or its optimizer.
+        problem: what is wrong with the model or its optimizer. actions: calls in training mode without gradients.
         """
+        if actions and not noted:
+            noted = (
+                f"the model was called in training mode, but always without gradients ({_times(actions, 'time')}), and "
+                "no optimizer step was seen. A training that needs no gradients is not recorded"
+            )
         return f"nothing is recorded: {problem}" if problem else f"nothing is recorded: {self._why(backward, noted)}"
 
     def _why(self, backward: bool, noted: str | None) -> str:

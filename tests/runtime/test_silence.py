@@ -101,6 +101,21 @@ def test_a_model_that_is_only_evaluated(attach) -> None:
                                         "`model.train()`"]  # fmt: skip
 
 
+def test_a_training_without_gradients(attach) -> None:
+    """Evolution strategies: the model was trained, and was not compiled."""
+    model = net()
+    attach(model)
+    with torch.no_grad():
+        for _ in range(12):
+            model(torch.randn(3, 4))
+            for p in model.parameters():
+                p.add_(torch.randn_like(p), alpha=0.01)
+    assert reasons(attach.finish()) == [
+        "nothing is recorded: the model was called in training mode, but always without gradients (12 times), and no "
+        "optimizer step was seen. A training that needs no gradients is not recorded"
+    ]
+
+
 def test_a_run_with_records_is_not_silent(attach, caplog) -> None:
     model = net()
     attach(model)

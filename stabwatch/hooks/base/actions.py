@@ -48,10 +48,13 @@ class Actions:
 
     def __init__(self) -> None:
         self._count = 0
+        self.calls = 0
+        """All calls so far."""
         self._seen: dict[int, None] = {}
 
     def note(self, inputs: Iterable[Any]) -> None:
         """The model, or a part of it by itself, is called without gradients in training mode."""
+        self.calls += 1
         sample = sample_of(batch_of(inputs))
         key = hash(sample)
         if not sample or key not in self._seen:
