@@ -309,8 +309,8 @@ def _alert_evidence(group: _Group, nonfinite_rank: int | None) -> list[str]:
     first, layers = group.first, group.layers
     finite = [a for a in group.alerts if a.value is not None and math.isfinite(a.value)]
     worst = max(finite, key=lambda a: a.value or 0.0, default=gravest(group.alerts))
-    before = "" if first.onset == first.step else f"Step {first.onset}: left its normal range. "
-    lines = [f"{before}Step {first.step}: {first.description}"]
+    left = "" if first.onset == first.step else f"Step {first.onset}: left its normal range. "
+    lines = [f"{left}Step {first.step}: {first.description}"]
     if first.rule == "RankHoldsUp":
         lines = [f"Step {first.step}: {first.description}"]
     if worst is not first and worst.layer != first.layer:
