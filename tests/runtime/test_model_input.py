@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+
 import numpy as np
 import pytest
 import torch
@@ -414,3 +416,30 @@ def test_a_mask_is_judged_by_what_it_hides(model, open_, tmp_path):
     )
     assert (found["attention_open_ratio"], found["attention_causal_ratio"]) == (float(open_), float(not open_))
     assert ("CausalMaskMissing" in rules) == open_
+
+
+class Features(nn.Module):
+    """Takes and returns a mapping that is no dict, as `BatchEncoding` of transformers is."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 2)
+
+    def forward(self, features):
+        features["scores"] = self.net(features["numbers"])
+        return features
+
+
+def test_mappings_that_are_no_dicts_are_looked_into(attach):
+    model = nn.Sequential(Features())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+    for _ in range(10):
+        optimizer.zero_grad()
+        model(UserDict(ids=torch.arange(24).reshape(6, 4), numbers=torch.randn(6, 4)))[
+            "scores"
+        ].square().mean().backward()
+        optimizer.step()
+    log = attach.finish()
+    assert len(log.series("output_rms", "0")[1])
+    assert not [e for e in watch.coverage()["missing"] if e["tap"] == "activation"]

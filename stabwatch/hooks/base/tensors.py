@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def first_tensor(output: Any) -> Tensor | None:
     """The first floating-point tensor of a module's output: the hidden state, by all known conventions."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() and not output.is_nested else None
-    if isinstance(output, dict):
+    if isinstance(output, dict | UserDict):
         output = tuple(output.values())
     elif dataclass_fields := getattr(type(output), "__dataclass_fields__", None):
         output = [vars(output).get(name) for name in dataclass_fields] if hasattr(output, "__dict__") else []

@@ -7,6 +7,7 @@ in which their hooks are there. A later forward of the same length has the same 
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,7 +157,7 @@ def tensors(x: Any, depth: int = DEPTH) -> Iterable[Tensor]:
     elif depth and isinstance(x, list | tuple):
         for item in x:
             yield from tensors(item, depth - 1)
-    elif depth and isinstance(x, dict):
+    elif depth and isinstance(x, dict | UserDict):
         for item in x.values():
             yield from tensors(item, depth - 1)
 

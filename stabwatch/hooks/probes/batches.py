@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -140,7 +140,7 @@ def _tensors(inputs: Iterable[Any]) -> Iterable[Tensor]:
     for x in inputs:
         if isinstance(x, Tensor):
             yield x
-        elif isinstance(x, dict):
+        elif isinstance(x, dict | UserDict):
             yield from _tensors(x.values())
         elif isinstance(x, list | tuple):
             yield from _tensors(x)
