@@ -51,5 +51,8 @@ class Collectives:
         if self.in_step is None:
             return False
         self._last.append(self.in_step)
-        more = sum(n > min(self._last) for n in self._last)
-        return self.in_step > min(self._last) and zlib.crc32(str(self._steps).encode()) % max(LOOKS, more) < LOOKS
+        usual = min(self._last)
+        if self.in_step == usual:
+            return False
+        more = sum(n > usual for n in self._last)
+        return zlib.crc32(str(self._steps).encode()) % max(LOOKS, more) < LOOKS
