@@ -21,8 +21,9 @@ ACTS = 128
 SIGNS = 8
 """Changes of sign within `LAST` records: the loss scatters around zero, which is the end of no scale."""
 LAST = 256
-EPISODES, VARY = 4.0, 1.5
-"""Forwards of a backward pass. With so many times fewer at other times they are an episode, and not parts of a sum."""
+EPISODES, VARY, FEW = 4.0, 1.5, 6
+"""Forwards of a backward pass. With so many times fewer at other times they are an episode, and not parts of a sum; so
+are those of the first passes, from so many on, if half of the numbers differ."""
 BEGIN = 64
 """Records at the beginning whose largest level is usual."""
 SMOOTH = 16
@@ -92,7 +93,7 @@ class Objective:
     def __init__(self) -> None:
         self.ever = False
         self._records = self._acted = self._opposed = self._negative = 0
-        self._likelihood = self._from_zero = False
+        self._likelihood = self._from_zero = self._lengths = False
         self._calls: list[float] = []
         self._fewest, self._most = math.inf, 0.0
         self._changes: deque[int] = deque()
@@ -149,11 +150,13 @@ class Objective:
 
     def _by_episodes(self) -> bool:
         """Are forwards of a backward pass as many as an episode is long? Also where that changes in the run."""
+        if not self._most and len(self._calls) == FEW:
+            self._lengths = min(self._calls) >= EPISODES and 2 * len(set(self._calls)) >= FEW
         if len(self._calls) == SMOOTH:
             few, many = np.quantile(np.array(self._calls), (0.25, 0.75))
             self._fewest, self._most = min(self._fewest, float(few)), max(self._most, float(many))
             self._calls.clear()
-        return self._most >= max(EPISODES, VARY * self._fewest)
+        return self._lengths or self._most >= max(EPISODES, VARY * self._fewest)
 
     def _note_size(self, size: float, norm: float) -> None:
         self._sizes.append(size)

@@ -35,6 +35,13 @@ def test_a_loss_that_says_nothing_of_the_model_is_not_judged(beside, loss, each)
     assert _rules(loss, beside, each) == set()
 
 
+@pytest.mark.parametrize(("forwards", "compares"), [(lambda step: 10.0 + step, False), (lambda step: 10.0, True)])
+def test_a_few_passes_of_lengths_of_their_own_are_episodes(forwards, compares):
+    engine, loss = Engine(), [10.0 + step for step in range(12)]
+    engine.observe(block({"loss": loss, **around({"forwards": forwards, "passes": 1.0}, 0, 12)}, 0))
+    assert engine.comparable == compares
+
+
 @pytest.mark.parametrize("each", [1, STEPS])
 def test_a_distance_to_what_the_model_was_begins_at_zero_and_may_grow(each):
     rng = np.random.default_rng(0)
