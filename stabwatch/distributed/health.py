@@ -31,8 +31,11 @@ NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
 LOSS_LOW = Accumulator("rank_loss_low", "", "rank_spread")
 """Of minus the loss: its largest is the smallest loss, with its rank."""
 LOSS_ALIKE = Accumulator("rank_loss", "", "host")
-"""Whether the losses of all ranks are the same, where each rank should have data of its own."""
+"""Whether the losses of all ranks are the same, where each rank should have data of its own, and has not."""
+DATA = Accumulator("rank_data", "", "rank_spread")
+"""Of the sum of squares of all activations, which differ where the data do; it is not written to the log."""
 SPREADS = (BUSY, LOSS, NONFINITE, LOSS_LOW)
+OWN = (*SPREADS, DATA)
 SHARDED = "parameters are sharded over ranks: only those that every rank has whole are compared, and buffers"
 REPLICA_FIELDS = len(REPLICA_VALUES.fields)
 
@@ -54,9 +57,12 @@ class RankHealth:
         self._losses = _starts(device, [c for c in device.accumulators if c.tap in ("loss_source", "token_loss")])
         own = [c for c in device.accumulators if c.tap not in (*REPLICATED, *CHECKS)]
         self._nonfinite = _field(device, own, "nonfinite")
+        outputs = [c for c in device.accumulators if c.tap == "activation"]
+        self._measured, self._activations = _starts(device, outputs), _field(device, outputs, "sumsq")
+        self._data_differ = False  # when activations were last compared; a loss made of gathered outputs is one on all
         checks = [c for c in device.accumulators if c.tap in CHECKS]
         self.spent = _starts(device, checks)
-        self.sources = (*SPREADS, *(Accumulator("replica_values", c.site, "replica_values") for c in checks))
+        self.sources = (*OWN, *(Accumulator("replica_values", c.site, "replica_values") for c in checks))
         self.accumulators = (*SPREADS, LOSS_ALIKE, *(Accumulator("replica", c.site, "replica") for c in checks))
         self.coupled, self.replicas, self.own_data = False, True, False
         self.collectives: dict[int, int] = {}
@@ -65,7 +71,7 @@ class RankHealth:
     @property
     def width(self) -> int:
         """Number of fields of `sources`."""
-        return 5 * len(SPREADS) + REPLICA_FIELDS * len(self.spent)
+        return 5 * len(OWN) + REPLICA_FIELDS * len(self.spent)
 
     @property
     def never_equal(self) -> bool:
@@ -87,7 +93,9 @@ class RankHealth:
         x = np.asarray(row, dtype=np.float64)
         busy = x[self._busy + 1].max() if (x[self._busy] > 0).any() else np.nan
         nonfinite, loss = np.nansum(x[self._nonfinite]), self._loss(x)
-        spreads = [_spread(rank, value) for value in (busy, loss, nonfinite, -loss)]
+        measured = x[self._measured] > 0
+        seen = x[self._activations][measured].sum() if measured.any() else np.nan
+        spreads = [_spread(rank, value) for value in (busy, loss, nonfinite, -loss, seen)]
         return np.concatenate([*spreads, self._replica(rank, x)])
 
     def _loss(self, x: Row) -> float:
@@ -110,11 +118,15 @@ class RankHealth:
     def compare(self, merged: NDArray[np.floating], step: int) -> Row:
         """The fields of `cells`, NaN where fewer than two ranks measured. merged: those of `sources` over ranks."""
         x = np.asarray(merged, dtype=np.float64)
-        spreads = x[: 5 * len(SPREADS)].reshape(-1, 5).copy()
+        spreads = x[: 5 * len(OWN)].reshape(-1, 5).copy()
         spreads[~(spreads[:, 0] > 1)] = np.nan
+        *_, data = spreads
+        if np.isfinite(data).all():
+            self._data_differ = bool(data[2] != data[4])
+        spreads = spreads[: len(SPREADS)]
         if spreads[2, 4] > 0 or spreads[2, 2] == 0:  # every rank counted some, or none did
             spreads[2, 3] = UNKNOWN
-        values = x[5 * len(SPREADS) :].reshape(-1, REPLICA_FIELDS)
+        values = x[5 * len(OWN) :].reshape(-1, REPLICA_FIELDS)
         collectives = [self.collectives[i] for i in range(step - LONGEST, step + 1) if i in self.collectives]
         past = self._past.compare(values, self.coupled, step, collectives).reshape(-1)
         return np.concatenate([spreads.reshape(-1), self._alike(spreads[SPREADS.index(LOSS)]), past])
@@ -122,7 +134,8 @@ class RankHealth:
     def _alike(self, losses: Row) -> Row:
         """The fields of `LOSS_ALIKE`. losses: those of `LOSS`."""
         count, _, highest, _, lowest = losses
-        return np.array([1.0, highest == lowest]) if self.own_data and count > 1 else np.full(2, np.nan)
+        alike = highest == lowest and not self._data_differ
+        return np.array([1.0, alike]) if self.own_data and count > 1 else np.full(2, np.nan)
 
 
 def _spread(rank: int, value: float) -> Row:

@@ -358,6 +358,24 @@ def test_ranks_with_data_of_their_own_have_other_losses(other, alike):
     assert np.isnan(_merged(health, rows[:1])[20:22]).all(), "one rank is not compared"
 
 
+def test_a_loss_made_of_gathered_outputs_is_one_on_all_ranks_and_their_data_are_not():
+    """Activations are measured now and then; what they showed last holds until then."""
+    loss, activation = Accumulator("loss_source", "function", "mean"), Accumulator("activation", "a", "moments")
+    layout = RecordLayout.build((loss, activation))
+    health = _health(layout)
+    health.own_data = True
+
+    def alike(*sums_of_squares):
+        rows = np.zeros((len(sums_of_squares), layout.width))
+        for row, value in zip(rows, sums_of_squares, strict=True):
+            row[layout.start(loss) : layout.start(loss) + 2] = 2, 8.0
+            row[layout.start(activation) : layout.start(activation) + 2] = (0, 0) if value is None else (4, value)
+        return _merged(health, rows)[21]
+
+    assert [alike(None, None), alike(3.0, 3.0), alike(None, None)] == [1.0, 1.0, 1.0]
+    assert [alike(3.0, 3.5), alike(None, None), alike(3.0, 3.0)] == [0.0, 0.0, 1.0]
+
+
 def test_where_every_rank_counted_non_finite_values_the_first_is_not_known():
     layout = RecordLayout.build((Accumulator("activation", "a", "moments"),))
     assert _merged(_health(layout), np.array([[8, 1, 2, 1], [8, 1, 5, 1.0]]))[10:15].tolist() == [2, 7, 5, -1, 2]
