@@ -81,8 +81,8 @@ SIGNALS = (
     ),
     Signal(
         name="replica_difference_rank",
-        help="Rank whose weights differ from the others (of two, the one that changed by itself, or jumped); -1: none, "
-        "or not known; -2: each steps on its own, as it seems.",
+        help="Rank whose weights differ from the others (of two, the one that changed by itself); -1: none, or not "
+        "known; -2: each steps on its own.",
         unit="1",
         tap="replica",
         reduction="replica",

@@ -33,7 +33,7 @@ SIGNALS = (
     _reach(
         "gradient_lost_ratio",
         "Share of a layer's trainable numbers that had gradients before, and none in the last looks at steps of their "
-        "optimizer; measured in layers that have any.",
+        "optimizer.",
         "lost", "count",
     ),
     _reach(
