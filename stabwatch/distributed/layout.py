@@ -35,7 +35,7 @@ from stabwatch.signals.reductions import IDENTITY, Op
 
 Kind = Literal["own", "replicated", "part"]
 Row = NDArray[np.float64]
-COMPARING = ("rank_busy", "rank_loss", "rank_nonfinite", "replica_")
+COMPARING = ("rank_busy", "rank_data", "rank_loss", "rank_nonfinite", "replica_")
 """How the taps of accumulators begin that compare ranks."""
 CHECKS = ("checksum", "buffer_checksum")
 """Taps of what equal replicas share, from which ranks are compared; it is not written to the log."""

@@ -196,10 +196,16 @@ def of_a_policy(folder: str) -> None:
     for step in itertools.count():
         optimizer.param_groups[0]["lr"] = 1e-2 if step >= 32 else 1e-4
         sequence = torch.randn(32, 17).cumsum(1)
-        loss = F.mse_loss(model(sequence[:, :16]), sequence[:, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+
+        def backward(sequence: Tensor = sequence) -> Tensor:
+            loss = F.mse_loss(model(sequence[:, :16]), sequence[:, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            return loss
+
+        if step % 4:
+            backward()
+        optimizer.step(None if step % 4 else backward)
         logp = -1 - torch.rand(64)
         near = [logp + 0.01 * torch.randn(64) for _ in range(3)]
         watch.log_policy(logp, *near, advantage=torch.randn(64))

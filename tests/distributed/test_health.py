@@ -10,7 +10,7 @@ import pytest
 
 from stabwatch.alerts import Engine, diagnose
 from stabwatch.distributed.health import BUSY_SOURCE, RankHealth
-from stabwatch.distributed.layout import MergeLayout
+from stabwatch.distributed.layout import COMPARING, MergeLayout
 from stabwatch.runlog import Accumulator, RecordLayout, read_run
 from stabwatch.runtime.ranks import AVERAGED
 from tests.distributed.local_job import WAYS
@@ -356,6 +356,11 @@ def test_ranks_with_data_of_their_own_have_other_losses(other, alike):
     health.own_data = True
     assert _merged(health, rows)[20:22].tolist() == [1.0, alike]
     assert np.isnan(_merged(health, rows[:1])[20:22]).all(), "one rank is not compared"
+
+
+def test_what_compares_ranks_is_known_by_its_tap():
+    """A pipeline leaves it out of what its stages measure."""
+    assert all(a.tap.startswith(COMPARING) for a in _health().sources)
 
 
 def test_a_loss_made_of_gathered_outputs_is_one_on_all_ranks_and_their_data_are_not():
