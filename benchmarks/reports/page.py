@@ -214,7 +214,7 @@ def page(command: str, results: Results, calm: Calm, took: float, kept: bool = F
 
 Public reports of failed PyTorch trainings, each written again as a small training with a healthy twin that differs in
 one line (`benchmarks/reports/cases/`), and healthy workloads in the manner of classic examples
-(`benchmarks/reports/healthy/`). Rules were written and mended with these cases at hand: reports that are kept apart may
+(`benchmarks/reports/healthy/`). Rules were written and fixed with these cases at hand: reports that are kept apart may
 come out worse. How much worse shows in the cases of `cases/unseen.py` and the workloads of `healthy/unseen.py`, which
 were written when the rules were there: at their first reading 4 of 12 faults were found, all 4 with the right first
 cause, and the healthy workloads had 32 false alarms per 10,000 steps (16 in 4,980), 13 of them where the data change.

@@ -79,9 +79,9 @@ class RunContext:
     guards, as (step, description); announced: changes, as (step, sentence). origins: where values that are not finite
     were made. recurrent: first and last largest singular value of each recurrent weight matrix. recurrent_layers: the
     modules that have one. first_gradient: the first gradient norm, before clipping, NaN before there is one.
-    smallest_input: least root mean square of the model's input so far. searches: the optimizer goes
-    on in a step until it has found a low loss. nonfinite_ranks: for each step at which
-    non-finite values began, the rank that counted the most, -1 where that is not known.
+    smallest_input: least root mean square of the model's input so far. searches: the optimizer goes on in a step until
+    it has found a low loss. nonfinite_ranks: for each step at which non-finite values began, the rank that counted the
+    most, -1 where that is not known.
     """
 
     def __init__(self) -> None:

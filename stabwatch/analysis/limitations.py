@@ -12,9 +12,8 @@ from stabwatch.analysis.readers.log import Column, LogRun
 
 SHORT = 20
 """Fewest records to distinguish a slow problem from noise."""
-
-
 _MOST_NAMES = 6
+"""Names of columns in a sentence."""
 
 
 def _instead(run: LogRun, other: Column | None) -> str:

@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from stabwatch.alerts.columns import LayerColumns
-from stabwatch.alerts.features import DerivedSignal, Feature, LastingFeature, own_signals
+from stabwatch.alerts.features import DerivedSignal, Feature, own_signals
 from stabwatch.alerts.rule import Condition, Rule
 from stabwatch.alerts.statistics import Array
-from stabwatch.alerts.themes.setup import lasting
+from stabwatch.alerts.themes.setup import PartFeature, part_thresholds
 from stabwatch.runlog import SeriesKey
 
 
-class LostFeature(LastingFeature):
+class LostFeature(PartFeature):
     """Layers that have lost their gradient, what share of all they are together, and whether they are still called.
 
     A part that is called no more (the head of a task that is over) is not used by the loss, as is meant.
     """
 
     def __init__(self) -> None:
-        super().__init__("gradient_lost_ratio")
-        self._shares = LayerColumns("gradient_lost_of_all_ratio")
+        super().__init__("gradient_lost", "Share of all trained numbers that have lost their gradient.")
         self._calls = LayerColumns("activation_abs_max")
         self._called = np.empty(0)
-        self.gauges = (
-            *self.gauges,
-            DerivedSignal(
-                "gradient_lost_together", "Share of all trained numbers that have lost their gradient.", "ratio"
-            ),
-            DerivedSignal(
-                "called_without_gradient", "Looks at outputs of the layer, or within it, since it lost its gradient.",
-            ),
-        )  # fmt: skip
+        calls = DerivedSignal(
+            "called_without_gradient", "Looks at outputs of the layer, or within it, since it lost its gradient."
+        )
+        self.gauges = (*self.gauges, calls)
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         super().bind(keys)
-        self._shares.bind(keys)
         self._calls.bind(keys)
         self._called = np.append(self._called, np.zeros(len(self.layers) - len(self._called)))
 
@@ -59,9 +51,7 @@ class LostFeature(LastingFeature):
         if named:
             self._called += [any(_within(name, layer) for name in named) for layer in self.layers]
         self._called = np.where(lost > 0, self._called, 0.0)
-        together = np.nansum(self._shares.of("gradient_lost_of_all_ratio", values))
-        known = (np.where(np.isnan(lost), np.nan, x) for x in (together, self._called))
-        return numbers | dict(zip((g.name for g in self.gauges[1:]), known, strict=True))
+        return numbers | {"called_without_gradient": np.where(np.isnan(lost), np.nan, self._called)}
 
     measures = own_signals
 
@@ -76,8 +66,6 @@ def features() -> tuple[Feature, ...]:
     return (LostFeature(),)
 
 
-_LOST = {"gradient_lost_ratio_steps": 47.0, "called_without_gradient": 0.0}
-
 RULES: tuple[Rule, ...] = (
     Rule(
         name="PartLostGradient",
@@ -88,13 +76,11 @@ RULES: tuple[Rule, ...] = (
         description="{gradient_lost_ratio:.0%} of the trainable numbers of {where} had gradients, and have had none "
         "for {gradient_lost_ratio_steps:.0f} steps and more, while it was called; together with other layers, "
         "{gradient_lost_together:.2g} of all.",
-        thresholds=(
-            lasting("critical", gradient_lost_ratio=0.0, gradient_lost_together=0.5, **_LOST),
-            lasting("warning", gradient_lost_ratio=0.0, gradient_lost_together=0.01, **_LOST),
-            replace(
-                lasting("info", gradient_lost_ratio=0.0, **_LOST),
-                summary="A small part of the model is trained no longer.",
-            ),
+        thresholds=part_thresholds(
+            "gradient_lost",
+            "A small part of the model is trained no longer.",
+            gradient_lost_ratio_steps=47.0,
+            called_without_gradient=0.0,
         ),
         abnormal=(Condition("gradient_lost_ratio", above=0.0),),
         source="none in eight looks at 64 steps of its optimizer, in which others had one; a part that is frozen on "

@@ -24,18 +24,18 @@ ZERO_RATE = 1e-5
 """Of the peak. A cosine schedule to zero is below it in the last 0.2 % of its steps."""
 
 
-class MissingFeature(LastingFeature):
-    """Layers without a gradient, and what share of all trained numbers they are together."""
+class PartFeature(LastingFeature):
+    """Layers of which a share of the numbers is not trained, and what share of all trained numbers that is together.
 
-    def __init__(self) -> None:
-        super().__init__("gradient_missing_ratio")
-        self._together = DerivedSignal(
-            "gradient_missing_together",
-            "Share of all trained numbers that have never had a gradient, over all layers.",
-            "ratio",
-        )
-        self.gauges = (*self.gauges, self._together)
-        self._shares = LayerColumns("gradient_missing_of_all_ratio")
+    kind: how the names of the signals begin, `{kind}_ratio` (of the layer's numbers) and `{kind}_of_all_ratio`, and
+    that of the gauge, `{kind}_together`. what: help text of the gauge.
+    """
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(f"{kind}_ratio")
+        self._of_all, self._together = f"{kind}_of_all_ratio", f"{kind}_together"
+        self.gauges = (*self.gauges, DerivedSignal(self._together, what, "ratio"))
+        self._shares = LayerColumns(self._of_all)
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
@@ -47,8 +47,8 @@ class MissingFeature(LastingFeature):
         numbers = super().update(step, values)
         if numbers is None:
             return None
-        together = np.nansum(self._shares.of("gradient_missing_of_all_ratio", values))
-        return numbers | {self._together.name: np.where(np.isnan(numbers[self.signal]), np.nan, together)}
+        together = np.nansum(self._shares.of(self._of_all, values))
+        return numbers | {self._together: np.where(np.isnan(numbers[self.signal]), np.nan, together)}
 
     measures = own_signals
 
@@ -157,7 +157,9 @@ class ResetFeature(RunFeature):
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
-        MissingFeature(),
+        PartFeature(
+            "gradient_missing", "Share of all trained numbers that have never had a gradient, over all layers."
+        ),
         LastingFeature("unoptimized_ratio"),
         LastingFeature("unregistered_ratio"),
         LastingFeature("gradients_kept_ratio", above=0.5),
@@ -173,7 +175,18 @@ def lasting(severity: Severity, **above: float) -> Threshold:
     return Threshold(severity=severity, when=when, for_points=2 if len(when) > 1 else HOLD)
 
 
-_MISSING = {"gradient_missing_ratio_steps": float(PATIENCE)}
+def part_thresholds(kind: str, small: str, **above: float) -> tuple[Threshold, ...]:
+    """Thresholds of a `PartFeature` by the share of all: half of it is critical, a hundredth is worth a warning.
+
+    small: the summary of less. above: further gauges, and what they are above.
+    """
+    some = {f"{kind}_ratio": 0.0}
+    return (
+        lasting("critical", **some, **{f"{kind}_together": 0.5}, **above),
+        lasting("warning", **some, **{f"{kind}_together": 0.01}, **above),
+        replace(lasting("info", **some, **above), summary=small),
+    )
+
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -217,13 +230,10 @@ RULES: tuple[Rule, ...] = (
         summary="A part of the model that should be trained never gets a gradient.",
         description="{gradient_missing_ratio:.0%} of the trainable numbers of {where} have never had a gradient; "
         "together with other layers, {gradient_missing_together:.2g} of all.",
-        thresholds=(
-            lasting("critical", gradient_missing_ratio=0.0, gradient_missing_together=0.5, **_MISSING),
-            lasting("warning", gradient_missing_ratio=0.0, gradient_missing_together=0.01, **_MISSING),
-            replace(
-                lasting("info", gradient_missing_ratio=0.0, **_MISSING),
-                summary="A small part of the model is not used by the loss.",
-            ),
+        thresholds=part_thresholds(
+            "gradient_missing",
+            "A small part of the model is not used by the loss.",
+            gradient_missing_ratio_steps=PATIENCE,
         ),
         abnormal=(Condition("gradient_missing_ratio", above=0.0),),
         source="a hundredth of what is trained: an unused pooler of a pretrained encoder is smaller; half is critical",

@@ -15,10 +15,9 @@ _ENDS = re.compile(r"[-,|] ((?:\w+ )?\w*loss ?[:=])\s*$", re.IGNORECASE)
 _ALONE = re.compile(r"\s*[-+]?(?:\d+\.\d*(?:e[-+]?\d+)?|\d+(?:e[-+]?\d+)|nan|inf)\s*$", re.IGNORECASE)
 _GOES_ON = re.compile(r"\s*[-+]?(?:\d+\.\d*(?:e[-+]?\d+)?|nan|inf) ?[-,|] [A-Za-z]", re.IGNORECASE)
 """The number of a name at the end of the line before, and what follows it: a line that was broken between the two."""
-
-
 _OPENS = re.compile(r"[^{}]{0,60}\{ ?(['\"])[^'\"{}]{1,60}\1 ?:[^{}]*,\s*")
 _PAIR = re.compile(r"\s*(['\"])[^'\"{}]{1,60}\1 ?:[^{}]*(?:,|\}\W{0,4})\s*")
+"""A dictionary with one pair in a line: the line that opens it, and those that go on or end it."""
 MOST = 64
 """Most lines of a dictionary."""
 
