@@ -13,6 +13,8 @@ from stabwatch.signals.reductions import REDUCTIONS
 
 PARTIAL = "each rank has a summand of it (a DTensor with a Partial placement), and adding them up is a collective"
 """Why nothing is measured of such a tensor."""
+DICTIONARIES = (dict, UserDict)
+"""What holds tensors by name: what tokenizers of transformers return is a UserDict."""
 
 
 def local(tensor: Any) -> Tensor:
@@ -98,7 +100,7 @@ def first_tensor(output: Any) -> Tensor | None:
     """The first floating-point tensor of a module's output: the hidden state, by all known conventions."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() and not output.is_nested else None
-    if isinstance(output, dict | UserDict):
+    if isinstance(output, DICTIONARIES):
         output = tuple(output.values())
     elif dataclass_fields := getattr(type(output), "__dataclass_fields__", None):
         output = [vars(output).get(name) for name in dataclass_fields] if hasattr(output, "__dict__") else []

@@ -7,13 +7,14 @@ in which their hooks are there. A later forward of the same length has the same 
 
 from __future__ import annotations
 
-from collections import UserDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from stabwatch.hooks.base.tensors import DICTIONARIES
 
 SMALL = 1 << 16
 """Numbers up to which an output is kept until the loss is known; of a larger one its sum is."""
@@ -157,7 +158,7 @@ def tensors(x: Any, depth: int = DEPTH) -> Iterable[Tensor]:
     elif depth and isinstance(x, list | tuple):
         for item in x:
             yield from tensors(item, depth - 1)
-    elif depth and isinstance(x, dict | UserDict):
+    elif depth and isinstance(x, DICTIONARIES):
         for item in x.values():
             yield from tensors(item, depth - 1)
 

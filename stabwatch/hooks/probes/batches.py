@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import UserDict, deque
+from collections import deque
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.hooks.base.tensors import is_plain
+from stabwatch.hooks.base.tensors import DICTIONARIES, is_plain
 from stabwatch.kernels.where import on_host
 
 KEPT = 256
@@ -140,7 +140,7 @@ def _tensors(inputs: Iterable[Any]) -> Iterable[Tensor]:
     for x in inputs:
         if isinstance(x, Tensor):
             yield x
-        elif isinstance(x, dict | UserDict):
+        elif isinstance(x, DICTIONARIES):
             yield from _tensors(x.values())
         elif isinstance(x, list | tuple):
             yield from _tensors(x)
