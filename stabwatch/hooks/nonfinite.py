@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.base.trace import PLAIN, Call, Forward, ForwardTrace, spoiled, tensors
+from stabwatch.hooks.base.tensors import tensors_in
+from stabwatch.hooks.base.trace import PLAIN, Call, Forward, ForwardTrace, spoiled
 from stabwatch.hooks.base.tracked import TrackedParameter
 from stabwatch.hooks.graph import Birth, Graph
 from stabwatch.hooks.probes.trained_loss import objective_on_host
@@ -274,7 +275,7 @@ def _of_forward(step: int, loss: float, graph: Graph, forwards: Sequence[Forward
     if birth.operation == "the mean over no targets":
         facts["targets"] = 0
     outside = birth.first > birth.last  # a layer was the first to get it: no mask, where -inf is none
-    spoiled_inputs = any(spoiled(x, not outside) for forward in forwards for x in tensors(forward.inputs))
+    spoiled_inputs = any(spoiled(x, not outside) for forward in forwards for x in tensors_in(forward.inputs))
     inside = next((f for f in forwards if f.start <= max(birth.last, birth.first) < f.end), None)
     if birth.target:
         return Origin("data", step, step, (), birth.before, loss, facts | {"target": True})

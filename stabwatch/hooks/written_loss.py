@@ -18,7 +18,7 @@ from torch import Tensor
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import unseen_by_modes
 from stabwatch.hooks.base.graph_kinds import inputs_of, kind_of
-from stabwatch.hooks.base.trace import tensors
+from stabwatch.hooks.base.tensors import tensors_in
 from stabwatch.hooks.graph import saved_plainly
 from stabwatch.hooks.losses import note_broadcast, note_compared
 from stabwatch.hooks.probes.trained_loss import scalers_used
@@ -72,7 +72,7 @@ class WrittenLoss:
 
     def forward_ended(self, output: Any) -> None:
         """The model has returned this in a step whose losses are looked at."""
-        for x in tensors(output):
+        for x in tensors_in(output):
             if x.is_floating_point() and x.grad_fn is not None and x.numel() <= MOST_NUMBERS and not is_fake(x):
                 self._outputs.append((x.grad_fn._sequence_nr(), x.detach(), x._version))
 

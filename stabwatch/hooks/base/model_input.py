@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from stabwatch.hooks.base.tensors import tensors_in
 
 AHEAD = 2
 """Positions by which targets may be ahead of their inputs: one is right for a language model."""
@@ -23,8 +24,8 @@ FEWEST_DIFFER = 8
 
 WANTED = ("label", "target")
 """In the names of arguments that are no inputs, but what the model computes its loss with."""
-DEEPEST, LONGEST = 3, 64
-"""Containers in containers, and members of a list, that are searched for indices."""
+LONGEST = 64
+"""Members of a list that are searched for indices."""
 
 
 def _is_whole(x: Tensor) -> bool:
@@ -35,17 +36,6 @@ def _is_whole(x: Tensor) -> bool:
 def _is_tokens(x: Tensor) -> bool:
     """Can it be token ids (batch, tokens)?"""
     return not x.is_nested and x.dim() == 2 and _is_whole(x) and len(x) > 0 and x.shape[1] >= SHORTEST
-
-
-def _tensors(values: Iterable[Any], depth: int = DEEPEST) -> Iterator[Tensor]:
-    """The tensors among some values, and in dictionaries and lists among them."""
-    for value in islice(values, LONGEST):
-        if isinstance(value, Tensor):
-            yield value
-        elif depth and isinstance(value, Mapping):
-            yield from _tensors(value.values(), depth - 1)
-        elif depth and isinstance(value, list | tuple):
-            yield from _tensors(value, depth - 1)
 
 
 HIDDEN = -1e3
@@ -99,7 +89,7 @@ class ModelInput:
         given = list({id(x): x for x in (*inputs, *named.values())}.values())
         wanted = {id(x) for name, x in named.items() if any(word in name.lower() for word in WANTED)}
         plain = [x for x in given if isinstance(x, Tensor) and x.layout == torch.strided]
-        self.indices = any(map(_is_whole, _tensors(given)))
+        self.indices = any(map(_is_whole, tensors_in(given, most=LONGEST)))
         strided = [x.detach() for x in plain if not x.is_nested and x.dim() == 2 and len(x)]
         whole = [x for x in strided if _is_whole(x)]
         self.several = len(whole) > 1

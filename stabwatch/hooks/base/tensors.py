@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import UserDict
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +17,20 @@ PARTIAL = "each rank has a summand of it (a DTensor with a Partial placement), a
 """Why nothing is measured of such a tensor."""
 DICTIONARIES = (dict, UserDict)
 """What holds tensors by name: what tokenizers of transformers return is a UserDict."""
+NESTED = 4
+"""Containers in containers that are searched for tensors."""
+
+
+def tensors_in(x: Any, depth: int = NESTED, most: int | None = None) -> Iterator[Tensor]:
+    """The tensors in inputs or outputs: in lists, tuples and dictionaries, and in those inside them.
+
+    depth: how far inside. most: members of each of them that are looked at; None for all.
+    """
+    if isinstance(x, Tensor):
+        yield x
+    elif depth and isinstance(x, (list, tuple, *DICTIONARIES)):
+        for item in islice(x.values() if isinstance(x, DICTIONARIES) else x, most):
+            yield from tensors_in(item, depth - 1, most)
 
 
 def local(tensor: Any) -> Tensor:

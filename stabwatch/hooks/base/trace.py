@@ -7,21 +7,18 @@ in which their hooks are there. A later forward of the same length has the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.base.tensors import DICTIONARIES
+from stabwatch.hooks.base.tensors import tensors_in
 
 SMALL = 1 << 16
 """Numbers up to which an output is kept until the loss is known; of a larger one its sum is."""
 MOST_FORWARDS = 64
 """Forwards without a backward pass of which anything is kept."""
-DEPTH = 4
-"""Nesting of tuples and dictionaries in which tensors are looked for."""
 PLAIN = (Tensor, nn.Parameter)
 
 _number: Any = getattr(torch._C._autograd, "_get_sequence_nr", None)
@@ -122,7 +119,7 @@ class ForwardTrace:
         if now is None:
             return
         now.end = _number() if self._part_end is None else self._part_end
-        for x in tensors(output):
+        for x in tensors_in(output):
             if x.numel() == 1 and x.requires_grad:
                 now.own_loss = True
             elif x.is_floating_point() and x.device.type == "cpu" and x.layout == torch.strided and type(x) in PLAIN:
@@ -149,18 +146,6 @@ class ForwardTrace:
     def order(self) -> list[str]:
         """Names of modules in the order in which they returned last."""
         return [call.name for call in self.pattern]
-
-
-def tensors(x: Any, depth: int = DEPTH) -> Iterable[Tensor]:
-    """The tensors in inputs or outputs."""
-    if isinstance(x, Tensor):
-        yield x
-    elif depth and isinstance(x, list | tuple):
-        for item in x:
-            yield from tensors(item, depth - 1)
-    elif depth and isinstance(x, DICTIONARIES):
-        for item in x.values():
-            yield from tensors(item, depth - 1)
 
 
 def spoiled(x: Tensor, masks: bool = True) -> bool:

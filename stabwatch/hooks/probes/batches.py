@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.hooks.base.tensors import DICTIONARIES, is_plain
+from stabwatch.hooks.base.tensors import is_plain, tensors_in
 from stabwatch.kernels.where import on_host
 
 KEPT = 256
@@ -95,7 +95,7 @@ class Batches:
 
     def forward_begins(self, step: int, inputs: Iterable[Any]) -> None:
         """The model is called: its first tensor is the batch, one of whole numbers (token ids) before any other."""
-        tensors = [t for t in _tensors(inputs) if is_plain(t) and t.element_size() in _BITS]
+        tensors = [t for t in tensors_in(tuple(inputs)) if is_plain(t) and t.element_size() in _BITS]
         batch = next((t for t in tensors if not t.is_floating_point()), tensors[0] if tensors else None)
         if batch is None:
             return
@@ -134,16 +134,6 @@ class Batches:
         dtype = str(seen.dtype).removeprefix("torch.")
         entry = {"step": seen.step, "fingerprint": _hex(digest), "shape": list(seen.shape), "dtype": dtype}
         return entry if seen.dtype.is_floating_point else {**entry, "first": first[: math.prod(seen.shape)]}
-
-
-def _tensors(inputs: Iterable[Any]) -> Iterable[Tensor]:
-    for x in inputs:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, DICTIONARIES):
-            yield from _tensors(x.values())
-        elif isinstance(x, list | tuple):
-            yield from _tensors(x)
 
 
 def _numbers(kept: HostTransfer | list[Any]) -> list[Any]:
