@@ -37,6 +37,7 @@ from stabwatch.alerts.themes import (
     tokens,
     units,
     updates,
+    validation,
 )
 
 THEMES = (
@@ -44,6 +45,7 @@ THEMES = (
     lost,
     targets,
     mistakes,
+    validation,
     alike,
     leaks,
     nonfinite,

@@ -65,6 +65,8 @@ def _model_begins(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None
         site.context.forwards += 1
     elif module.training and not OwnCall.now:
         _note_action(site, (*args, *kwargs.values()))
+    elif not OwnCall.now and not compilers_used():
+        site.context.isolation.run("evaluation", "always", site.context.evaluations.begins)
     site.outer = None if CURSOR.site is None else caller(outside=site.context)
     called(site)
     CURSOR.site = site
@@ -75,6 +77,8 @@ def _model_begins(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None
 def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     """The model has returned: its `.loss`, when it computes one itself."""
     CURSOR.site, site.outer = site.outer, None
+    if site.context.evaluations.looking:
+        site.context.isolation.run("evaluation", "always", site.context.evaluations.ends)
     if CURSOR.site is not None:
         called(root_of(CURSOR.site))
     else:
@@ -105,7 +109,7 @@ def _before(site: Site, module: nn.Module, args: Any) -> None:
 
 def _note_action(site: Site, inputs: Sequence[Any]) -> None:
     with unseen_by_modes():
-        site.context.isolation.run("pace", "always", site.context.actions.note, inputs)
+        site.context.isolation.run("pace", "always", site.context.actions.note, inputs, site.context.step)
 
 
 def _by_itself(site: Site) -> bool:

@@ -24,7 +24,7 @@ _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
     "evaluation_mode_ratio", "clip_limit", "clip_value", "backward_passes", "forward_passes", "calls_without_gradient",
     "batch_repeated", "opponent_steps", "clip_late_ratio", "scaled_step_ratio", "weight_decay_ratio",
-    "closure_passes", "weights_written", "batch_shift_ratio",
+    "closure_passes", "weights_written", "validation_in_training_ratio", "dropout_in_evaluation", "batch_shift_ratio",
 )  # fmt: skip
 _GAUGES = len(_HOST_GAUGES) - 1
 """Those that are known when the step ends: the last one is computed from the batch when the record is written."""
@@ -78,12 +78,15 @@ class HostNumbers:
     forwards: int = 0
     closures: int = 0
     acted: int = 0
+    validated: float = 0.0
+    dropped_in_evaluation: float = math.nan
     opposed: float = math.nan
     singles: int = 0
     largest: int = 0
     repeated: float = math.nan
     batch: BatchNumbers | None = None
     _some: bytes = b""
+    _before: bytes = b""
     clip_limit: float = math.nan
     clip_value: float = math.nan
     clip_late: float = math.nan
@@ -111,7 +114,7 @@ class HostNumbers:
         self.batch = numbers_of(batch_of(inputs))
         now, before = b"" if self.batch is None else self.batch.some, self._some
         self.repeated = float(now == before) if now and before else math.nan
-        self._some = now
+        self._before, self._some = before, now
 
     def clipped(self, late: float, limit: Any = None, value: Any = None) -> None:
         """Gradients were clipped, to a norm of `limit` or to numbers of `value`.
@@ -129,6 +132,11 @@ class HostNumbers:
     def has_clipped(self) -> bool:
         """Were gradients clipped in the open step?"""
         return not math.isnan(self.clip_limit) or not math.isnan(self.clip_value)
+
+    @property
+    def trained_on(self) -> tuple[bytes, bytes]:
+        """Numbers of the first batch of the step before and of this one; b'' where there are none on the host."""
+        return self._before, self._some
 
     def next_step(self) -> None:
         """Reset what is counted within a step."""
@@ -154,6 +162,7 @@ class HostNumbers:
             self.clip_value, self.passes or math.nan, self.forwards or math.nan,
             self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.opposed,
             self.clip_late, self.scaled_step, self.decay, self.closures or math.nan, self.written,
+            self.validated, self.dropped_in_evaluation,
             self.skipped - skipped, self.errors - errors, self.dropped - dropped, self.resets - resets,
         )  # fmt: skip
 

@@ -165,6 +165,11 @@ class LoopChecks:
             self._evaluating = self._modes.evaluating()
         return self._evaluating
 
+    @property
+    def has_modes(self) -> bool:
+        """Does any layer compute something else in evaluation mode?"""
+        return any(_has_modes(module) or _drops_within(module) for module in self._model.modules())
+
     def lost_state(self, optimizer: Any) -> bool:
         """Asked before each step: has an optimizer of this class had a state of these parameters, and has none now?"""
         state = getattr(optimizer, "state", None)
@@ -181,6 +186,11 @@ def _has_modes(module: nn.Module) -> bool:
     if isinstance(module, _DropoutNd):
         return module.p > 0
     return isinstance(module, _BatchNorm) and module.track_running_stats
+
+
+def _drops_within(module: nn.Module) -> bool:
+    """Has a layer of torch dropout that is no module of its own?"""
+    return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0
 
 
 def _largest(shares: Sequence[Tensor | float]) -> Tensor | float:

@@ -172,7 +172,9 @@ class Session(SessionRanks):
         self._began = now
         busy = self._pace.busy_seconds()
         self._clock.close()
-        self._host.acted = self.context.actions.take()
+        self._host.acted, again = self.context.actions.take(self._host.trained_on)
+        self._host.validated = again / (again + self._host.acted) if again and self._checks.has_modes else 0.0
+        self._host.dropped_in_evaluation = self.context.evaluations.take()
         self._host.opposed = float(self._opponents.take())
         self._prepared, self._since_step = False, 0
         self._stepped_parameters.clear()

@@ -216,6 +216,16 @@ SIGNALS = (
         "Calls in training mode without gradients on new inputs, and forwards of one sample beside those of a batch.",
     ),
     _host(
+        "validation_in_training_ratio",
+        "Share of the calls in training mode without gradients whose inputs were seen so in an earlier step; 0 without "
+        "any.",
+        "ratio",
+    ),
+    _host(
+        "dropout_in_evaluation",
+        "Whether dropout was on in a forward in evaluation mode: 1, or 0; known for the first ones, without compilers.",
+    ),
+    _host(
         "batch_repeated",
         "Whether the model's first input was that of the step before: 1, or 0; known for batches in the host's memory.",
     ),

@@ -70,6 +70,8 @@ SCENARIOS = {
     "ParametersNotRegistered": Scenario("unregistered a", [0.0] * 100, [1.0] * 24),
     "GradientsAccumulate": Scenario("kept", [0.0] * 100, [1.0] * 5),
     "EvalModeInTraining": Scenario("evaluating", [0.0] * 100, [1.0] * 5),
+    "ValidatedInTrainingMode": Scenario("validated", [0.0] * 100, ([1.0] + [0.0] * 9) * 4),
+    "DropoutInEvaluation": Scenario("dropping", [0.0] * 100, [1.0] * 5),
     "OptimizerStateLost": Scenario("resets", [0.0] * 100, [1.0]),
     "LearningRateZero": Scenario("learning_rate", [1e-3] * 100, [1e-9] * 40),
     "LearningRateNegative": Scenario("learning_rate", [1e-3] * 100, [-1e-5]),

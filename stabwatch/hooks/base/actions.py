@@ -1,4 +1,4 @@
-"""Calls in which a model acts instead of learning: without gradients, in training mode, on inputs that are new."""
+"""Calls without gradients in training mode: on new inputs a model acts, on inputs that come again it is validated."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stabwatch.hooks.base.batch_projection import numbers_of
 from stabwatch.hooks.base.tensors import is_plain
 from stabwatch.kernels.where import on_host
 
-COMPARED = 256
-"""Numbers by which two batches are told apart, evenly spaced; of smaller batches all."""
 FEWEST = 16
 """Numbers of a batch below which two may be equal by chance."""
 TYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8)
@@ -31,41 +30,40 @@ def batch_of(inputs: Iterable[Any]) -> NDArray[Any] | None:
     return None
 
 
-def spread_over(batch: NDArray[Any], most: int) -> tuple[NDArray[Any], int]:
-    """About so many numbers of a batch, evenly spread, and the step from one to the next."""
-    stride = batch.size // most | 1  # odd: not the same column of each row
-    flat = batch.reshape(-1) if batch.flags.c_contiguous else batch.flat  # no copy of the batch
-    return flat[::stride], stride
-
-
-def sample_of(batch: NDArray[Any] | None) -> bytes:
-    """Some numbers of a batch; b'' without one."""
-    return b"" if batch is None else spread_over(batch, COMPARED)[0].tobytes()
-
-
 class Actions:
     """Counts such calls. A set on which the model is validated again and again counts once."""
 
     def __init__(self) -> None:
         self._count = 0
+        self._again: list[int] = []
         self.calls = 0
         """All calls so far."""
-        self._seen: dict[int, None] = {}
+        self._seen: dict[int, int] = {}
+        """The step of the last call, by what the inputs are told apart by."""
 
-    def note(self, inputs: Iterable[Any]) -> None:
-        """The model, or a part of it by itself, is called without gradients in training mode."""
+    def note(self, inputs: Iterable[Any], step: int) -> None:
+        """The model, or a part of it by itself, is called without gradients in training mode, while `step` is open."""
         self.calls += 1
-        sample = sample_of(batch_of(inputs))
-        key = hash(sample)
-        if not sample or key not in self._seen:
+        batch = numbers_of(batch_of(inputs))
+        if batch is None:
             self._count += 1
-        if sample:
-            self._seen.pop(key, None)
-            self._seen[key] = None
-            if len(self._seen) > REMEMBERED:
-                del self._seen[next(iter(self._seen))]
+            return
+        key = hash(batch.some)
+        before = self._seen.pop(key, None)
+        self._seen[key] = step
+        if len(self._seen) > REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        if before is None:
+            self._count += 1
+        elif before < step:
+            self._again.append(key)
 
-    def take(self) -> int:
-        """How many since this was last asked for."""
-        count, self._count = self._count, 0
-        return count
+    def take(self, trained: Iterable[bytes] = ()) -> tuple[int, int]:
+        """How many on new inputs, and how many on inputs of earlier steps, since this was last asked for.
+
+        trained: numbers of the batches of this step and the one before (`numbers_of`), which are no validation.
+        """
+        count, again = self._count, self._again
+        self._count, self._again = 0, []
+        own = {hash(some) for some in trained} if again else ()
+        return count, sum(key not in own for key in again)

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.hooks.base.actions import spread_over
-
 SIZE = 16
 READ = 1 << 12
 """Numbers of a batch that are read, evenly spread."""
@@ -17,6 +15,13 @@ TINY = 1e-30
 _TABLE = np.random.default_rng(16).choice(np.array([-1.0, 1.0], np.float32), (SIZE, 1 << 12))
 _ROWS = np.ascontiguousarray(_TABLE.T)
 _ONES = np.ones(2 * READ, np.float32)
+
+
+def spread_over(batch: NDArray[Any], most: int) -> tuple[NDArray[Any], int]:
+    """About so many numbers of a batch, evenly spread, and the step from one to the next."""
+    stride = batch.size // most | 1  # odd: not the same column of each row
+    flat = batch.reshape(-1) if batch.flags.c_contiguous else batch.flat  # no copy of the batch
+    return flat[::stride], stride
 
 
 class BatchNumbers(NamedTuple):

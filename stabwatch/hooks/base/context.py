@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stabwatch.hooks.base.accumulators import Accumulators
 from stabwatch.hooks.base.actions import Actions
 from stabwatch.hooks.base.brackets import Brackets
+from stabwatch.hooks.base.evaluations import Evaluations
 from stabwatch.hooks.base.flags import MeasurementFlags
 from stabwatch.hooks.base.isolation import ErrorReport, Isolation
 from stabwatch.hooks.base.loss_call import LossCall
@@ -134,6 +135,7 @@ class TapContext:
         self.forwards = 0
         self.parts = Parts()
         self.actions = Actions()
+        self.evaluations = Evaluations(self.isolation)
         self.looped: dict[str, None] = {}
         self.probes = tuple(PROBES)
         self._in_turn: dict[type[View], tuple[Probe, ...]] = {}

@@ -106,7 +106,7 @@ def test_the_direction_and_the_size_of_a_step_of_sgd(attach):
 def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attach):
     """Mixtral with random weights; the few signals that need a clipping, a scaler, a log call, a layer that drops
     tokens, weights before a norm or in 16 bits, a part that is not trained, a loss of another kind, a policy, a loop,
-    adapters, curvature, codebooks, several ranks, or more batches are named here."""
+    adapters, curvature, codebooks, several ranks, an evaluation, or more batches are named here."""
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
@@ -132,7 +132,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "target_in_input_ratio", "batch_shift_ratio", "clip_late_ratio", "scaled_step_ratio", "output_deviation",
         "clip_value", "compared_mean", "compared_deviation", "closure_passes",
         "samples_mixed_ratio", "wanted_deviation", "gradients_thrown_ratio", "target_unreachable_ratio",
-        "logits_scrambled_ratio",
+        "logits_scrambled_ratio", "dropout_in_evaluation",
         "target_rms", "target_size_ratio", "output_spread_ratio",
         "attention_row_weight", "attention_row_weight_max", "attention_row_weight_min",
         *(s.name for s in CATALOGUE
