@@ -153,7 +153,6 @@ class Workload:
 
 
 MISSING = {
-    "DropoutInEvaluation": "dropout is on in evaluation mode",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
     "NoNonlinearity": "nothing lies between linear layers: they are one",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",

@@ -19,6 +19,7 @@ from benchmarks.reports.cases import (
     later,
     loop,
     losses,
+    modes,
     nonfinite,
     policy,
     precision,
@@ -35,7 +36,8 @@ __all__ = [
     "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "forum_again", "forum_loops",
     "forum_values",
     "fresh_data", "fresh_setup",
-    "gradients", "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "nonfinite", "policy",
+    "gradients", "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "modes", "nonfinite",
+    "policy",
     "precision",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
 ]  # fmt: skip
