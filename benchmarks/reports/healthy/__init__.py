@@ -18,6 +18,10 @@ from benchmarks.reports.healthy import (
     typical,
     unseen,
     vision,
+    world,
+    world_models,
+    world_more,
+    world_tuning,
 )
 
 __all__ = [
@@ -38,6 +42,10 @@ __all__ = [
     "typical",
     "unseen",
     "vision",
+    "world",
+    "world_models",
+    "world_more",
+    "world_tuning",
 ]
 
 WORKLOADS = tuple(REGISTRY.workloads)
