@@ -365,5 +365,5 @@ def letters_of_a_tutorial(trial: Trial) -> None:
         loss.backward()
         for p in rnn.parameters():
             assert p.grad is not None
-            p.data.add_(p.grad.data, alpha=-0.03)
+            p.data.add_(p.grad.data, alpha=-0.02)
         trial.log(loss)

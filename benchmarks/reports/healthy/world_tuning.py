@@ -130,14 +130,14 @@ def answers_rewarded(trial: Trial) -> None:
         trial.tell(score=score.mean())
 
 
-@healthy(learns=lambda run: run.final("spread") > 0.05 and run.final("right") > 0.3, steps=600)
+@healthy(learns=lambda run: run.final("spread") > 0.05 and run.final("right") > 0.4, steps=600)
 def guesses_of_hidden_patches(trial: Trial) -> None:
     """I-JEPA: a predictor guesses what a slow copy of the encoder says of hidden patches; a probe beside it."""
 
     class Encoder(nn.Module):
         def __init__(self, width: int = 32) -> None:
             super().__init__()
-            self.embed, self.place = nn.Linear(4, width), nn.Parameter(0.02 * torch.randn(16, width))
+            self.embed, self.place = nn.Linear(4, width), nn.Parameter(0.7 * torch.randn(16, width))
             self.blocks = nn.ModuleList(Block(width, 4, causal=False) for _ in range(2))
             self.norm = nn.LayerNorm(width)
 
@@ -150,7 +150,7 @@ def guesses_of_hidden_patches(trial: Trial) -> None:
     class Predictor(nn.Module):
         def __init__(self, width: int = 32) -> None:
             super().__init__()
-            self.hidden, self.place = nn.Parameter(torch.zeros(width)), nn.Parameter(0.02 * torch.randn(16, width))
+            self.hidden, self.place = nn.Parameter(torch.zeros(width)), nn.Parameter(0.7 * torch.randn(16, width))
             self.blocks, self.out = nn.ModuleList([Block(width, 4, causal=False)]), nn.Linear(width, width)
 
         def forward(self, seen: Tensor, kept: Tensor, wanted: Tensor) -> Tensor:
@@ -165,13 +165,13 @@ def guesses_of_hidden_patches(trial: Trial) -> None:
     probe = nn.Linear(32, 10)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.04)
     of_probe = torch.optim.Adam(probe.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, trial.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, trial.steps, pct_start=0.1)
     trial.attach(model, optimizer)
     for step in range(trial.steps):
         x, y = draw_digits(trial, 64)
         patches = F.unfold((2 * x - 1).view(-1, 1, 8, 8), 2, stride=2).mT
         order = torch.randperm(16, generator=trial.generator)
-        kept, wanted = order[:10], order[10:]
+        kept, wanted = order[:12], order[12:]
         with torch.no_grad():
             whole = target(patches, torch.arange(16))
             goal = F.layer_norm(whole[:, wanted], (32,))
@@ -180,7 +180,7 @@ def guesses_of_hidden_patches(trial: Trial) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-        slow = 0.99 + 0.01 * step / trial.steps
+        slow = 0.996 + 0.004 * step / trial.steps
         with torch.no_grad():
             for old, p in zip(target.parameters(), model["encoder"].parameters(), strict=True):
                 old.mul_(slow).add_(p, alpha=1 - slow)
