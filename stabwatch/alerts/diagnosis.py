@@ -199,7 +199,7 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     others = f" {len(layers)} layers are affected." if len(layers) > 1 else ""
     if first.rule == "RankHoldsUp":
         return f"{first.summary} {first.description}{known}"
-    summary = first.summary.rstrip(".")
+    summary = gravest([a for a in group.alerts if a.rule == first.rule]).summary.rstrip(".")
     gone = is_over(first.rule, group.onset, ((a.rule, a.onset) for a in engine.active))
     over = " It has returned to normal since." if gone else ""
     return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first, groups)}{over}{known}"

@@ -57,8 +57,8 @@ def _judged(found: Sequence[RunSegment]) -> Iterator[str]:
     free = [segment for segment in found if segment.loss is not None and not segment.must_fall]
     if free and not free[0].run.comparable:
         yield (
-            "The model makes its own data, or its loss scatters around zero, as in reinforcement learning: it was not "
-            "judged whether the loss falls."
+            "The model makes its own data or is trained against another one, its targets grow, or its loss scatters "
+            "around zero, as in reinforcement and adversarial learning: it was not judged whether the loss falls."
         )
     elif free:
         yield "The columns show reinforcement or adversarial learning, so it was not judged whether the loss falls."

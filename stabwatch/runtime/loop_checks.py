@@ -66,6 +66,13 @@ class LoopChecks:
         self._last: list[Tensor | None] = []
         self.rewrites = Rewrites()
 
+    def model_changed(self) -> None:
+        """It has other parameters: those of each optimizer are looked at again from its next step on."""
+        for of_optimizers in (self._witnesses, self._kept, self._told):
+            of_optimizers.clear()
+        self._stepped = False
+        self.rewrites.model_changed()
+
     @torch.no_grad()
     def backward_begins(self, sampled: bool = False) -> None:
         """A backward pass begins: are gradients of earlier steps, or of the pass before, still there?

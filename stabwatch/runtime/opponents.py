@@ -8,6 +8,8 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
+from stabwatch.hooks.base.tensors import first_tensor
+
 ALONE = 8
 """Phases after which an optimizer that is the only one is looked at no more."""
 KNOWN = 8
@@ -18,12 +20,15 @@ KNOWN = 8
 class _Trained:
     """An optimizer that steps, the place of one of its parameters, and the optimizers that stepped together with it.
 
+    own: it trains the watched model.
+
     The parameter itself is not referred to: `torch.utils.swap_tensors`, and so `Module.to` where it swaps, refuses a
     tensor that has a weak reference.
     """
 
     optimizer: ReferenceType[Any]
     place: tuple[int, int]
+    own: bool = False
     together: frozenset[int] = frozenset()
     before: tuple[int, int] = (0, 0)
 
@@ -40,15 +45,23 @@ class Opponents:
 
     A phase whose backward passes reach the model, and that gives gradients to an optimizer that steps in phases of its
     own alone, is one of a game: a generator's loss goes through the discriminator, an actor's through its critic. One
-    objective for several optimizers is one phase. Where a loop freezes the other side meanwhile, that shows too.
+    objective for several optimizers is one phase. Where a loop freezes one side meanwhile, that shows too: a frozen
+    model is reached where its output needs a gradient.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, _Trained] = {}
         self._phase: set[int] = set()
         self._given: set[int] = set()
-        self._reached = self._found = False
+        self._reached = self._through = self._found = False
         self._phases = 0
+
+    def forward_ended(self, output: Any) -> None:
+        """The model was called: does a gradient go through it while its parameters are frozen?"""
+        if self._looks and not self._through:
+            own = [p for one in self._known.values() if one.own and (p := one.witness()) is not None]
+            value = first_tensor(output) if own and not any(p.requires_grad for p in own) else None
+            self._through = value is not None and value.requires_grad
 
     def backward_begins(self) -> None:
         """A backward pass begins: the first one after a step begins a phase."""
@@ -60,14 +73,15 @@ class Opponents:
 
     def backward_ended(self, reached: bool) -> None:
         """It has ended; `reached`: parameters of this model got gradients."""
-        self._reached |= reached
+        self._reached |= reached or self._through
+        self._through = False
         for key, one in self._known.items() if self._looks else ():
             parameter = one.witness()
             if parameter is not None and (not parameter.requires_grad or _gradient(parameter) != one.before):
                 self._given.add(key)
 
-    def stepped(self, optimizer: Any) -> None:
-        """An optimizer of this model or of another one steps."""
+    def stepped(self, optimizer: Any, own: bool) -> None:
+        """An optimizer of this model (`own`) or of another one steps."""
         self._phase.add(id(optimizer))
         known = self._known.get(id(optimizer))
         if len(self._known) < KNOWN if known is None else known.optimizer() is not optimizer:
@@ -76,7 +90,7 @@ class Opponents:
             place = next(places, None)
             if place is not None:
                 together = frozenset() if known is None else known.together
-                self._known[id(optimizer)] = _Trained(ref(optimizer), place, together)
+                self._known[id(optimizer)] = _Trained(ref(optimizer), place, own, together)
 
     @property
     def _looks(self) -> bool:

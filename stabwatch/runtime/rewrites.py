@@ -84,6 +84,13 @@ class Rewrites:
         kept, self.versions = self.versions, []
         return any(p._version != version for p, version in kept)
 
+    def model_changed(self) -> None:
+        """It has other parameters: nothing is known of them yet."""
+        self._matrices.clear()
+        self._counted.clear()
+        self._kept = self._stepping = None
+        self.versions = []
+
     def follow(self, optimizer: Any) -> None:
         """Look at matrices of this optimizer from the next step on."""
         held = [p for group in optimizer.param_groups for p in group["params"] if _is_matrix(p)]

@@ -151,6 +151,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         self._parameter_steps.follow([p for p in whole.parameters() if p.requires_grad])
         self._prepared = False
         self._changes.followed(self._watched)
+        self._checks.model_changed()
         self._model_followed(difference(before, self._taps.now))
 
     def _look_for_changes(self) -> None:
@@ -198,6 +199,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         if self.flags.open:
             self.isolation.run("attention", "always", self.context.brackets.update)
         self.isolation.run("loss", "always", self._output_loss, output)
+        self.isolation.run("opponents", "always", self._opponents.forward_ended, output)
         if self.flags.looks:
             self.isolation.run("loss", "always", self._written.forward_ended, output)
         if self.flags.sampled:
@@ -313,7 +315,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self._isolated(self._follow, self._changes.between, self._watched)
         own = self._asked(self._taps.now.parameters.tracks, optimizer)
         own = self._asked(self._silence.stepped, optimizer, own, self._host.passes > 0)
-        self.isolation.run("opponents", "always", self._opponents.stepped, optimizer)
+        self.isolation.run("opponents", "always", self._opponents.stepped, optimizer, own)
         if not self._sent and self._silence.long:
             self._say_silence()
         if not own:

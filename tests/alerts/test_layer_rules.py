@@ -291,6 +291,14 @@ def test_batches_whose_targets_are_alike_do_not_say_that_nothing_is_learned():
     assert not _states_of(error | levels, "NoBetterThanMean")
 
 
+@pytest.mark.parametrize("acts", [False, True])
+def test_a_model_that_acts_in_other_steps_than_those_that_are_looked_at_makes_its_data(acts):
+    seen: list[float | None] = [1.5 if i % 16 == 0 else None for i in range(300)]
+    acted: list[float | None] = [float(acts and i % 16 > 0) for i in range(300)]
+    series = {"fit": seen, "loss": [0.1] * 300, "compared": [0.1] * 300, "acted": acted}
+    assert bool(_states_of(series, "NoBetterThanMean")) != acts
+
+
 @pytest.mark.parametrize(
     ("lone", "beside", "told"),
     [

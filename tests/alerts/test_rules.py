@@ -161,6 +161,15 @@ def test_growth_toward_the_limit_warns_before_it():
     assert "doubles every 34" in engine.active[0].description
 
 
+@pytest.mark.parametrize(("rate", "warned"), [(0.001, False), (0.006, True)])
+def test_the_growth_towards_the_limit_is_that_of_the_present(rate, warned):
+    """Of looks that are 16 steps apart, 32 points reach back to when the logits were small."""
+    engine = Engine()
+    grown = [1.5**i for i in range(10)] + [40 * math.exp(16 * rate * i) for i in range(7)]
+    engine.observe(block({"lower a": [grown[i // 16] if i % 16 == 0 else None for i in range(16 * len(grown))]}))
+    assert bool(engine.history) == warned
+
+
 def test_every_level_lies_outside_the_normal_range():
     """The engine looks no further when nothing is outside; and an onset is never later than the firing."""
     sure = {"nonfinite_new": "nonfinite"}  # the part is positive only where the whole is

@@ -261,6 +261,28 @@ def test_steps_that_change_nothing_are_told(case, tmp_path):
     assert ("UpdatesZero" in named) == (case in ("kept", "set to none"))
 
 
+@pytest.mark.parametrize("none", [False, True])
+def test_parameters_that_replace_others_are_looked_at_in_their_place(none, tmp_path):
+    """As where points are cloned and pruned. none: their gradients are set to none before each step."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2)), torch.randn(64, 6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for step in range(200):
+        F.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()
+        if none and step > 40:
+            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 40:
+            for layer in (model[0], model[2]):
+                layer.weight, layer.bias = (nn.Parameter(p.detach().clone()) for p in (layer.weight, layer.bias))
+            optimizer.param_groups[0]["params"] = list(model.parameters())
+    watch.detach()
+    found = analyze(watch.run_dir)
+    assert ("UpdatesZero" in {alert.rule for alert in found.alerts}) == none and not found.errors
+
+
 @pytest.mark.parametrize("kind", ["plain", "lbfgs"])
 def test_a_loss_that_has_come_to_its_end_is_not_one_whose_steps_change_nothing(kind, tmp_path):
     torch.manual_seed(0)

@@ -17,13 +17,16 @@ from stabwatch.runlog import SeriesKey
 ATTENTION_LIMIT = 100.0
 """QK-clip's tau: MuonClip clips attention logits above it."""
 TREND = 32
+"""Points of a trend."""
+PRESENT, FEWEST = 64, 4
+"""Steps within which its points lie, unless that are fewer than four: older ones say nothing of the growth now."""
 
 
 class AttentionFeature:
     """The best known lower bound of each layer's largest attention logit, its growth, and the steps to the limit.
 
     bound: the exact value where it was measured, else the lower bound from the logsumexp.
-    growth: least-squares slope of ln(bound) per step over the last 32 points.
+    growth: least-squares slope of ln(bound) per step over the last 32 points, as far as they are of the last 64 steps.
     steps to limit: steps until the bound reaches 100 at that growth.
     rise: bound over its first value. It separates a model that started with large logits (fine-tuning) from one whose
         logits grow. Bounds below 1 count as 1.
@@ -37,7 +40,8 @@ class AttentionFeature:
             "Best lower bound of the largest attention logit: its exact value, or the bound from the logsumexp.",
         ),
         DerivedSignal(
-            "attention_logit_growth", f"Slope of ln(attention_logit_bound) per step over its last {TREND} points."
+            "attention_logit_growth",
+            f"Slope of ln(attention_logit_bound) per step over its last {TREND} points, or those of {PRESENT} steps.",
         ),
         DerivedSignal(
             "attention_logit_steps_to_limit",
@@ -79,7 +83,7 @@ class AttentionFeature:
         self._ring.push(rows, step, np.log(sized[rows]))
         self._first[rows] = np.where(np.isnan(self._first[rows]), sized[rows], self._first[rows])
         growth = np.full(len(bound), np.nan)
-        growth[rows] = slope(self._ring.steps[rows], self._ring.values[rows])
+        growth[rows] = _present_slope(self._ring.steps[rows], self._ring.values[rows])
         with np.errstate(invalid="ignore", divide="ignore"):
             steps_left = np.log(ATTENTION_LIMIT / sized) / growth
         steps_left = np.where(bound >= ATTENTION_LIMIT, 0.0, np.where(growth > 0, steps_left, np.inf))
@@ -105,7 +109,7 @@ class AttentionFeature:
         self._first = np.where(np.isnan(self._first) & finite.any(axis=0), firsts, self._first)
 
         def growth(records: Ints, layers: Ints) -> Array:
-            return np.where(finite[records, layers], slope(*past.at(records, layers)), np.nan)
+            return np.where(finite[records, layers], _present_slope(*past.at(records, layers)), np.nan)
 
         def steps_left(records: Ints, layers: Ints) -> Array:
             here, out = bound[records, layers], np.zeros(len(records))
@@ -120,6 +124,14 @@ class AttentionFeature:
         numbers = (bound, OnDemand(growth, finite), OnDemand(steps_left, ~np.isnan(bound)), rise)
         columns: dict[str, Array | OnDemand] = dict(zip((g.name for g in self.gauges), numbers, strict=True))
         return rows, BlockGauges(columns | {"points": past.number.astype(np.float64)})
+
+
+def _present_slope(steps: Array, values: Array) -> Array:
+    """The slope of each row over its points of the last `PRESENT` steps, or its last `FEWEST` ones."""
+    seen = np.where(np.isnan(values), -np.inf, steps)
+    newest = np.sort(seen, axis=1)[:, [-FEWEST, -1]]
+    oldest = np.minimum(newest[:, :1], newest[:, 1:] - PRESENT)
+    return slope(steps, np.where(seen >= oldest, values, np.nan))
 
 
 def features() -> tuple[Feature, ...]:
@@ -152,6 +164,7 @@ RULES: tuple[Rule, ...] = (
                     Condition("attention_logit_rise_ratio", above=1.5),
                 ),
                 for_points=3,
+                summary="Attention logits grow towards a size that is not safe.",
             ),
             Threshold(
                 severity="info",

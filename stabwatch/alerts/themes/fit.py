@@ -73,10 +73,10 @@ class FitFeature(RunFeature):
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         ratio, compared, loss, acted, opposed, size, *level = (self._one(s, values) for s in self._columns.signals)
-        if not math.isfinite(ratio + compared + loss):
-            return None
         self._records += 1
         self._played += acted > 0 or opposed > 0
+        if not math.isfinite(ratio + compared + loss):
+            return None
         self._past.append(ratio * self._within(*level))
         self._same.append(abs(loss - compared) <= EQUAL * abs(compared))
         self._targets.observe(loss, compared, size)
@@ -96,8 +96,8 @@ class FitFeature(RunFeature):
         return within / (within + float(means.var())) if within > 0 else 1.0
 
     def measures(self, values: Array) -> Bools:
-        """See `blocks`: records of steps in which losses were looked at."""
-        return np.isfinite(self._columns.of_run(self.signal, values))
+        """See `blocks`: each record counts."""
+        return np.ones(len(values), dtype=bool)
 
 
 class ReplacedFeature(RunFeature):
@@ -168,7 +168,7 @@ RULES: tuple[Rule, ...] = (
         name="NoBetterThanMean",
         title="The model is no better than the mean of its targets",
         family="error_to_variance",
-        summary="The error has stayed at the variance of the targets: nothing is learned but their mean.",
+        summary="The error has not come below the variance of the targets: their mean alone would do as well.",
         description="The squared error is {unexplained_ratio:.1%} of the variance of the targets, as for "
         "{unexplained_steps:.0f} steps; their mean alone gives 100%.",
         thresholds=(

@@ -138,7 +138,10 @@ def outliers(values: Array, reference: Reference, taken: list[Excursion]) -> lis
     rise = values - reference.base
     high = rise > SHORT_RISE * reference.scale
     if high.any():
-        high &= rise > SIGMAS * np.nan_to_num(local_scatter(rise))
+        usual = local_scatter(rise)
+        if values.min() > 0:  # where a curve falls to a tenth, its noise does too
+            usual = np.fmax(usual, local_scatter(rise / reference.scale) * reference.scale)
+        high &= rise > SIGMAS * np.nan_to_num(usual)
     high[: 2 * BASE] = False
     for excursion in taken:
         high[excursion.start : excursion.stop] = False

@@ -244,7 +244,7 @@ def _outliers(segment: RunSegment, loss: Column, seen: list[Excursion]) -> list[
 def _high(segment: RunSegment, loss: Column, run: NDArray[np.intp]) -> Incident:
     """Records in a row far above the level that the noise of the curve may explain."""
     first, last = int(run[0]), int(run[-1])
-    worst, usual = _worst(loss, run)
+    worst, usual = _worst(segment, loss, run)
     ends = last == len(loss) - 1
     return Incident(
         condition="LossSpike",
@@ -263,16 +263,17 @@ def _high(segment: RunSegment, loss: Column, run: NDArray[np.intp]) -> Incident:
     )
 
 
-def _worst(loss: Column, places: NDArray[np.intp]) -> tuple[int, float]:
+def _worst(segment: RunSegment, loss: Column, places: NDArray[np.intp]) -> tuple[int, float]:
     """The highest of some records, and the level before it."""
     worst = max(places.tolist(), key=lambda i: float(loss.values[i]))
-    return worst, float(np.median(loss.values[max(0, worst - WINDOW) : worst]))
+    assert segment.reference is not None, "outliers are judged by it"
+    return worst, float(segment.reference.base[worst])
 
 
 def _odd_batches(segment: RunSegment, loss: Column, runs: list[NDArray[np.intp]]) -> Incident:
     """Records, at most four in a row, far above their neighbours."""
     places = np.concatenate(runs)
-    worst, usual = _worst(loss, places)
+    worst, usual = _worst(segment, loss, places)
     longest = max(map(len, runs))
     if longest == 1:
         what = "One record is" if len(places) == 1 else f"{len(places)} single records are"

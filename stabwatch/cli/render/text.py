@@ -79,7 +79,7 @@ def missing(coverage: object) -> dict[tuple[str, str], list[str]]:
     found: dict[tuple[str, str], list[str]] = {}
     for entry in (mapping(entry) for entries in lists if isinstance(entries, list) for entry in entries):
         tap, reason, site = (clean(entry.get(name) or "") for name in ("tap", "reason", "site"))
-        found.setdefault((tap or "tap", reason or "no reason given"), []).append(site or "the whole run")
+        found.setdefault((tap or "tap", reason or "no reason given"), []).append(site or "the model")
     return found
 
 

@@ -34,6 +34,17 @@ def test_a_loss_that_begins_at_zero_and_rises_has_lost_nothing(length):
     assert not [f.text for f in detect(run_of(loss=rises.tolist())) if f.is_problem]
 
 
+def test_a_record_is_no_outlier_whose_neighbours_scatter_as_far():
+    """Where a loss falls to a hundredth, its scatter does too: that of the end is no measure at the beginning."""
+    rng = np.random.default_rng(0)
+    level = np.geomspace(0.1, 0.001, 200).tolist() + [0.001] * 300
+    loss = np.array(level) * np.exp(0.2 * rng.standard_normal(500))
+    assert not [f.text for f in detect(run_of(loss=loss.tolist())) if f.condition == "LossOutliers"]
+    loss[40] *= 8
+    (odd,) = [f for f in detect(run_of(loss=loss.tolist())) if f.condition == "LossOutliers"]
+    assert odd.first_step == odd.last_step == 40
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", HEALTHY)
 def test_thousands_of_healthy_curves_are_silent(family):
