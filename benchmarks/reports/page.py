@@ -254,7 +254,14 @@ in 6,400 steps, both where a second task begins with a head of its own, and 5 of
 were right, with no alarm in the twins' 1,860 steps (one did not show its fault yet and was made harder). A rule that
 came with these told that the model of `row_fully_masked` saw the tokens that it should guess, which was true: its mask
 hides them since. The 4 cases of `cases/modes.py` are siblings, written after the rules for the mode of a
-model: all were found and all first causes were right, with no alarm in the twins' 1,000 steps.
+model: all were found and all first causes were right, with no alarm in the twins' 1,000 steps. The 24 workloads of
+`healthy/world.py`, `world_models.py`, `world_more.py` and `world_tuning.py` are written in the manner of programs that
+people publish. At their first reading they had 5 alarms in 16,094 steps: two were true, and the workloads learn since;
+two were false, of a model that acts between the steps that are looked at and of a discriminator that is frozen while
+the generator learns; one warned of attention logits that reached 44 and fell then. 8 of them with everything measured
+had none in 4,300. The 6 siblings of `healthy/world_again.py`, written after the mends for these, had two in 4,100: one
+looked at parameters that the program had replaced, the other told a loss that rose by a third for a while, as one
+against an adversary may.
 
 Found: a warning or a critical alarm begins at or after the fault, and the twin does not raise the same within 20 steps.
 First cause right: the diagnosis names first what the report was about, by a name that the case accepts; many cases

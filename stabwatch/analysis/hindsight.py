@@ -273,7 +273,10 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
     if what != "gradient norm" and not segment.must_fall:
         why = "In reinforcement learning and adversarial training a rising loss need not be bad."
     elif (others := _as_high_elsewhere(incident, segment)) >= ELSEWHERE:
-        why = f"Over the whole run this is noise of the curve: the {what} is as high in {others} other places."
+        why = (
+            f"Over the whole run this looks like noise of the curve: in {others} other places the {what} is a third as "
+            f"far above its level, or more."
+        )
     else:
         return incident
     over = incident.last_step is not None
