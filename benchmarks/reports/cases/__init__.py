@@ -30,6 +30,7 @@ from benchmarks.reports.cases import (
     typical_loops,
     typical_values,
     unseen,
+    world_again,
     world_values,
     world_values_more,
 )
@@ -42,7 +43,7 @@ __all__ = [
     "policy",
     "precision",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
-    "world_values", "world_values_more",
+    "world_again", "world_values", "world_values_more",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)
