@@ -29,10 +29,10 @@ _VIEWS = frozenset(
 _STRICT = frozenset(
     (
         "Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "NativeLayerNorm", "NativeBatchNorm", "NativeGroupNorm",
-        "FusedRmsNorm", "Gelu", "Silu",
+        "FusedRmsNorm", "Gelu", "Silu", "Pow",
     )
 )  # fmt: skip
-"""Operations that make NaN of -inf, which elsewhere masks are made of."""
+"""Operations that take no masks: they make NaN of -inf, or a power of it."""
 _PASS_ON = _VIEWS | {"Sub", "Rsub", "Add", "Neg", "Abs"}
 """Operations that make no NaN of numbers that are finite."""
 _INPUTS = {
@@ -274,7 +274,10 @@ class Graph:
             return True
         if any(name in _WHOLE and not spoiled(x) for name, x in self._of(node).items()):
             return True
-        return any(self._bounded(user) and not self._spoiled_inputs(user) for user in self._users.get(node, ()))
+        users = self._users.get(node, ())
+        if any(user.name in _STRICT and len(user.inputs) == 1 and self._spoiled_inputs(user) for user in users):
+            return False  # another user may take -inf for a mask
+        return any(self._bounded(user) and not self._spoiled_inputs(user) for user in users)
 
     def _spoiled_inputs(self, node: Node) -> list[str]:
         masks = node.name not in _STRICT

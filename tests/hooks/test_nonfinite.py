@@ -120,6 +120,34 @@ def forward_log(bad: bool) -> Made:
     return model, adam(model), loss
 
 
+class Narrow(nn.Module):
+    """Numbers below zero, which float16 can hold unless they are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.scale = nn.Linear(16, 16), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (-self.inner(x).abs() * self.scale).half().float()
+
+
+class Rms(nn.Module):
+    """A norm by hand, as language models have it: it takes -inf for a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def forward_norm(bad: bool) -> Made:
+    model = nn.Sequential(nn.Linear(8, 16), Narrow(), Rms(), nn.Linear(16, 4))
+
+    def loss(step: int) -> Tensor:
+        model[1].scale = 1e6 if bad and step == BAD else 1.0
+        return F.cross_entropy(model(batch(8, 8, step=step)), torch.arange(8) % 4)
+
+    return model, adam(model), loss
+
+
 def forward_padding(bad: bool) -> Made:
     parts = nn.ModuleDict({"embed": nn.Embedding(20, 16), "head": nn.Linear(16, 20)})
     parts["layers"] = nn.ModuleList(nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2))
@@ -274,6 +302,7 @@ CASES: dict[Callable[[bool], Made], tuple[str, str, str | None, int, str]] = {
     forward_block: ("forward", "NonFiniteForward", "2", BAD, "in the forward pass"),
     weights_at_first: ("weights", "NonFiniteWeights", "4", 0, "before any step was taken"),
     forward_log: ("forward", "NonFiniteForward", "head", BAD, "the logarithm of a number that is not positive"),
+    forward_norm: ("forward", "NonFiniteForward", "1", BAD, "in 1, or just before it"),
     forward_padding: ("forward", "NonFiniteForward", "parts.layers.0", BAD, "in the forward pass"),
     loss_ignored: ("loss", "EmptyTargets", None, BAD, "the mean over none is 0 / 0"),
     loss_masked_mean: ("loss", "NonFiniteLoss", None, BAD, "a division by 0"),
@@ -319,7 +348,16 @@ def watched(train: Callable[[bool], Made], bad: bool, folder: Path, **settings: 
     return losses, analyze(folder)
 
 
-SAMPLE = (data, weights, weights_at_first, forward_block, loss_masked_mean, backward_in_a_layer, update_epsilon)
+SAMPLE = (
+    data,
+    weights,
+    weights_at_first,
+    forward_block,
+    forward_norm,
+    loss_masked_mean,
+    backward_in_a_layer,
+    update_epsilon,
+)
 """One of each place, with and without a layer."""
 
 
