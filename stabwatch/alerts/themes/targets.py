@@ -9,27 +9,21 @@ import numpy as np
 
 from stabwatch.alerts.features import (
     DerivedSignal,
-    Duration,
     Feature,
     LastingFeature,
     PlainFeature,
     RunFeature,
     own_signals,
 )  # fmt: skip
+from stabwatch.alerts.guess_feature import GuessFeature
 from stabwatch.alerts.number_order import ORDERED, NumberOrder
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, median
 
 WINDOW = 16
 """Steps over which labels are compared."""
-RECENT = 64
-"""Steps within which the points lie of which a loss is compared with a guess."""
-NO_BETTER = 0.98
-"""Of ln(classes): a cross-entropy above it is no better than a guess."""
 WORSE = 1.5
 """Of ln(classes): no guess, but a loss that has risen far above one."""
-LABELS = 8
-"""Labels of a step from which on 200 steps are enough to learn from."""
 ALL = 0.999
 """Of what a binary loss is given."""
 MARGIN = 0.4
@@ -134,47 +128,6 @@ class UniformFeature(RunFeature):
             return None
         self._lowest = min(above, self._lowest) if math.isfinite(self._lowest) else above
         return {self.gauges[0].name: above, self.gauges[1].name: self._lowest, self.signal: loss}
-
-    measures = own_signals
-
-
-class GuessFeature(RunFeature):
-    """The cross-entropy of the last steps over that of a uniform guess, and for how many steps it was no lower.
-
-    The median of the last 16 points, or of 8 where these are longer ago than 64 steps: a model that begins to learn
-    late is seen. Steps are counted from the first record on.
-    """
-
-    gauges: tuple[DerivedSignal, ...] = (
-        DerivedSignal("loss_to_uniform_ratio", "Median cross-entropy over ln(classes).", "ratio", "run"),
-        DerivedSignal(
-            "loss_uniform_steps",
-            f"Steps for which the cross-entropy was that of a guess, or higher; with fewer than {LABELS} labels in a "
-            "step as many times fewer.",
-            "1",
-            "run",
-        ),
-    )
-
-    def __init__(self) -> None:
-        super().__init__("loss_of_guess", "token_loss", "target_classes", "target_labels")
-
-    def _begin(self) -> None:
-        self._past: deque[tuple[float, float]] = deque(maxlen=WINDOW)
-        self._guesses = Duration()
-        self._labels = float(LABELS)
-
-    def _observe(self, values: Array) -> dict[str, float] | None:
-        loss, classes, labels = (self._one(signal, values) for signal in self._columns.signals)
-        self._labels = labels if labels > 0 else self._labels
-        if not math.isfinite(loss + classes) or classes < 2:
-            return None
-        self._past.append((self._step, loss / math.log(classes)))
-        while len(self._past) > WINDOW // 2 and self._step - self._past[0][0] > RECENT:
-            self._past.popleft()
-        now = median(np.array([ratio for _, ratio in self._past]))
-        steps = self._guesses.at(self._step, now >= NO_BETTER) * min(1.0, self._labels / LABELS)
-        return {self.gauges[0].name: now, self.gauges[1].name: steps, "token_loss": loss}
 
     measures = own_signals
 
