@@ -37,7 +37,7 @@ EXPLAINED = {
     "LossConstant": ("ZeroGradients", "LearningRateZero", "VanishingGradients", "VanishingOverDepth"),
     "AdamEpsilonTooLarge": ("VanishingOverDepth",),
     "LossDivergence": ("LossWithoutBound",),
-    "LossTooGood": ("ZeroGradients",),
+    **dict.fromkeys(("LossTooGood", "OutputsConstant"), ("ZeroGradients",)),
     "DoubleSigmoid": ("DoubleSoftmax",),
     "WeightsChangedOutsideStep": ("WeightsReplaced",),
     "NoBetterThanMean": ("WarmUpTooLong",),

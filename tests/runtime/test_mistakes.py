@@ -176,7 +176,7 @@ def test_embeddings_that_become_one_point_are_told(tmp_path):
     assert "EmbeddingCollapse" in _named(tmp_path, model, of, 150, lambda p, lr: torch.optim.Adam(p, lr=lr))
 
 
-@pytest.mark.parametrize("last", [nn.Sigmoid, nn.Identity])
+@pytest.mark.parametrize("last", [nn.Sigmoid, nn.Identity, lambda: nn.Threshold(1e9, 0.0)], ids=["sigmoid", "", "zero"])
 def test_a_sigmoid_before_cross_entropy_is_told(last, tmp_path):
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2), last())
     assert ("DoubleSigmoid" in _named(tmp_path, model, _guess, 100)) == (last is nn.Sigmoid)

@@ -10,7 +10,7 @@ import numpy as np
 
 from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.columns import LayerColumns
-from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
+from stabwatch.alerts.features import DerivedSignal, Duration, Feature, RunFeature, own_signals
 from stabwatch.alerts.references import CALIBRATED, MIXED, OPT, RELU
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints, median
@@ -60,13 +60,20 @@ class HistoryFeature(RunFeature):
 class ZeroFeature(RunFeature):
     """Gradients that are exactly zero or subnormal in float16. Each layer counts with its last measured value.
 
+    Norms are measured more often. Where those of all layers are 0 and the loss is not, all gradients are zero.
+
     underflow: median over layers of the share of nonzero gradients that are subnormal in float16. It is 0 when rounding
         to float16 would lose gradients in more than a quarter of the layers: then they were not computed in float16,
         where those would be zero already. It is also 0 when the largest gradient of the median layer is not small.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
-        DerivedSignal("gradient_zero_median_ratio", "Median over layers of gradient_zero_ratio.", "ratio", "run"),
+        DerivedSignal(
+            "gradient_zero_median_ratio",
+            "Median over layers of gradient_zero_ratio; 1 while all gradient norms are 0 and the loss is not.",
+            "ratio",
+            "run",
+        ),
         DerivedSignal(
             "gradient_zero_rise",
             "gradient_zero_median_ratio minus the median of the layers' first values.",
@@ -84,6 +91,12 @@ class ZeroFeature(RunFeature):
             "ratio",
             "run",
         ),
+        DerivedSignal(
+            "gradient_norms_zero_steps",
+            "Steps for which the gradient norms of all layers have been 0, after others were not, and the loss is not.",
+            "1",
+            "run",
+        ),
     )
 
     def __init__(self) -> None:
@@ -93,14 +106,14 @@ class ZeroFeature(RunFeature):
             "gradient_zero", "gradient_zero_ratio", "gradient_fp16_subnormal_ratio", "gradient_fp16_lost_ratio",
             "gradient_abs_max",
         )  # fmt: skip
-        self._norms = LayerColumns("layer_gradient_norm")
+        self._norms, self._loss = LayerColumns("layer_gradient_norm"), LayerColumns("loss")
         self._bad = LayerColumns("gradient_nonfinite_total")
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         super().bind(keys)
-        self._norms.bind(keys)
-        self._bad.bind(keys)
+        for columns in (self._norms, self._loss, self._bad):
+            columns.bind(keys)
         more = len(self._columns.layers) - len(self._first)
         self._last = np.pad(self._last, ((0, 0), (0, more)), constant_values=np.nan)
         self._first = np.append(self._first, np.full(more, np.nan))
@@ -110,6 +123,8 @@ class ZeroFeature(RunFeature):
     def _begin(self) -> None:
         self._last[:], self._first[:] = np.nan, np.nan
         self._moved[:] = False
+        self._gone = Duration()
+        self._gone_steps = 0.0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         now = np.array([self._columns.of(signal, values) for signal in self._columns.signals])
@@ -119,9 +134,14 @@ class ZeroFeature(RunFeature):
         self._moved = np.where(norms > 0, True, self._moved)
         seen = np.isfinite(norms)
         never = float((~self._moved[seen]).mean()) if seen.any() else 0.0
+        if seen.any():
+            left = self._loss.number("loss", values) != 0
+            gone = left and not norms[seen].any() and bool(self._moved[seen].any())
+            self._gone_steps = self._gone.at(self._step, gone)
+            now[0] = np.where(gone & np.isfinite(self._first), 1.0, now[0])  # a norm of 0 says so of all gradients
         if np.isnan(now[0]).all():
             nothing = never > 0.5
-            numbers = (1.0, 0.0, 0.0, never)
+            numbers = (1.0, 0.0, 0.0, never, 0.0)
             return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)} if nothing else None
         self._last = np.where(np.isnan(now), self._last, now)
         zero, subnormal, lost, largest = self._last
@@ -130,7 +150,8 @@ class ZeroFeature(RunFeature):
         small = median(largest[np.isfinite(largest)]) < SMALL
         underflow = median(subnormal[np.isfinite(subnormal)]) if computed_in_half and small else 0.0
         value = median(zero[np.isfinite(zero)])
-        numbers = (value, value - median(self._first[np.isfinite(self._first)]), underflow, never)
+        rise = value - median(self._first[np.isfinite(self._first)])
+        numbers = (value, rise, underflow, never, self._gone_steps)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
     def measures(self, values: Array) -> Bools:
@@ -295,7 +316,7 @@ RULES: tuple[Rule, ...] = (
         family="gradient_zero",
         summary="Nearly all gradients have become exactly zero.",
         description="{gradient_zero_median_ratio:.0%} of the gradients of the median layer are exactly zero, "
-        "{gradient_zero_rise:.0%} more than at the start.",
+        "{gradient_zero_rise:.0%} more than where they were first measured.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -317,9 +338,16 @@ RULES: tuple[Rule, ...] = (
                 for_points=6,
                 summary="The gradients of most layers have been exactly zero since the first step.",
             ),
+            Threshold(
+                severity="warning",
+                when=(Condition("gradient_norms_zero_steps", above=31.0),),
+                for_points=2,
+                summary="All gradients have become exactly zero.",
+            ),
         ),
         abnormal=(Condition("gradient_zero_median_ratio", above=0.7),),
-        source=f"nine tenths of the values of the median layer; a ReLU language model reaches 0.6 ({CALIBRATED})",
+        source=f"nine tenths of the values of the median layer; a ReLU language model reaches 0.6 ({CALIBRATED}); that "
+        "the norms of all layers stay 0 for 32 steps is no chance",
         remedy=(
             "If they were zero from the first step on: are units dead from the start (weights at zero, biases far "
             "below), or has the loss no slope (a clamp that is always reached, a softmax over one number)?",

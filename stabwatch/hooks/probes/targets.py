@@ -53,9 +53,12 @@ def _of_host(labels: NDArray[np.integer], ignored: int, classes: int) -> tuple[f
 
 
 def between(rows: Tensor) -> Tensor:
-    """float32 (): the share of rows of logits (n, classes) between 0 and 1; 0 where nearly all add up to 1."""
+    """float32 (): the share of rows of logits (n, classes) between 0 and 1; 0 where nearly all add up to 1.
+
+    A row of zeros is none: no sigmoid gives it, and a model that has fallen silent does.
+    """
     some = rows[:: max(1, len(rows) // ROWS)].float()
-    inside = ((some >= 0) & (some <= 1)).all(dim=-1).float().mean()
+    inside = (((some >= 0) & (some <= 1)).all(dim=-1) & (some != 0).any(dim=-1)).float().mean()
     whole = ((some.sum(dim=-1) - 1).abs() < SUM).float().mean()
     return torch.where(whole > 0.9, torch.zeros_like(inside), inside)
 
