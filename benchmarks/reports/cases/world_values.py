@@ -253,13 +253,12 @@ def smoothed_over_hidden_words(trial: Trial) -> None:
 class _InstanceNorm(nn.Module):
     """A norm over the pixels of each channel, written by hand."""
 
-    def __init__(self, channels: int, unbiased: bool) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.unbiased = unbiased
         self.weight, self.bias = nn.Parameter(torch.ones(channels, 1, 1)), nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        variance = x.var((2, 3), unbiased=self.unbiased, keepdim=True)
+        variance = x.var((2, 3), keepdim=True)
         return self.weight * (x - x.mean((2, 3), keepdim=True)) / (variance + 1e-5).sqrt() + self.bias
 
 
@@ -274,8 +273,9 @@ class _InstanceNorm(nn.Module):
     shown_by="the norm of the pooled branch gives NaN from the first step on",
 )
 def variance_of_one_pixel(trial: Trial) -> None:
-    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), _InstanceNorm(16, trial.broken), nn.ReLU())
-    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), _InstanceNorm(16, trial.broken), nn.ReLU())
+    norm = _InstanceNorm(16) if trial.broken else nn.Identity()
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), norm, nn.ReLU())
+    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), _InstanceNorm(16), nn.ReLU())
 
     def forward(m: Assembled, x: Tensor) -> Tensor:
         h = m["body"](x)
