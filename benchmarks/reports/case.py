@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import stabwatch
 
@@ -69,8 +69,8 @@ class Trial:
         self._losses: list[float] = []
         self._facts: dict[str, list[float]] = {}
 
-    def attach(self, model: nn.Module, optimizer: Any = None) -> None:
-        """Attach stabwatch in the way of one line."""
+    def attach(self, model: Any, optimizer: Any = None) -> None:
+        """Attach stabwatch in the way of one line, to a model or to a trainer."""
         if self._folder is None:
             return
         folder = self._folder / str(len(self._watches))
@@ -153,6 +153,10 @@ class Workload:
 
 
 MISSING = {
+    "BuffersNotAveraged": "running statistics of the averaged model are still those of its start",
+    "EndNeverTaught": "the token that ends a text is never a target",
+    "TargetsPartlyCopies": "most targets can be read from the input at their own place",
+    "WeightsNotLoaded": "the names in a checkpoint fit no parameter, and nothing was loaded",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
     "NoNonlinearity": "nothing lies between linear layers: they are one",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",

@@ -33,6 +33,8 @@ from benchmarks.reports.cases import (
     world_again,
     world_values,
     world_values_more,
+    world_loops,
+    world_loops_more,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "precision",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
     "world_again", "world_values", "world_values_more",
+    "world_loops", "world_loops_more",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)
