@@ -154,8 +154,6 @@ class Workload:
 
 MISSING = {
     "BuffersNotAveraged": "running statistics of the averaged model are still those of its start",
-    "EndNeverTaught": "the token that ends a text is never a target",
-    "TargetsPartlyCopies": "most targets can be read from the input at their own place",
     "WeightsNotLoaded": "the names in a checkpoint fit no parameter, and nothing was loaded",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
     "NoNonlinearity": "nothing lies between linear layers: they are one",

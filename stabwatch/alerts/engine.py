@@ -30,7 +30,7 @@ from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
 from stabwatch.runlog.schema import GOOD_ENDS
 
-ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up", "nonfinite", "unstepped")
+ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up", "nonfinite", "unstepped", "optimizer")
 """Kinds of events that an engine reads."""
 BASELINE_FEATURES = ("loss", "gradient_norm", "logged_reward", "logged_accuracy")
 """Features whose baselines restart at an announced change."""

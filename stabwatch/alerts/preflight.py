@@ -21,9 +21,9 @@ from stabwatch.runlog import RecordBatch, RunLog
 AT_ONCE = (
     "DoubleSoftmax", "ReluOnLogits", "LossBroadcast", "TargetOutOfRange", "TargetsIgnored", "InitialLossTooHigh",
     "NotLogProbabilities", "InputsConstant",
-    "TargetsShiftedTwice", "TargetsNotShifted", "CausalMaskMissing", "TargetInInput", "PartWithoutGradient",
-    "ParametersNotInOptimizer", "ParametersNotRegistered", "EvalModeInTraining", "ClipOnScaledGradients",
-    "GradientsNotUnscaled", "ClipAfterStep",
+    "TargetsShiftedTwice", "TargetsNotShifted", "TargetsNotHidden", "CausalMaskMissing", "TargetInInput",
+    "PartWithoutGradient", "ParametersNotInOptimizer", "ParametersNotRegistered", "EvalModeInTraining",
+    "ClipOnScaledGradients", "GradientsNotUnscaled", "ClipAfterStep",
     "OptimizerStateLost", "ReplicasDiffer", "NonFinite", "UpdateTooLarge", "AttentionEntropyCollapse",
 )  # fmt: skip
 """Rules whose first point is enough."""

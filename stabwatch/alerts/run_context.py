@@ -103,6 +103,8 @@ class RunContext:
         self.batches: dict[int, list[dict[str, Any]]] = {}
         self.guarded: list[tuple[int, str]] = []
         self.announced: list[tuple[int, str]] = []
+        self.optimizers: list[dict[str, Any]] = []
+        """Settings of each optimizer at its first step, see `run_metadata.optimizer_facts`."""
         self.origins: list[Origin] = []
         self.recurrent: dict[str, tuple[float, float]] = {}
         self.nonfinite_ranks: dict[int, int] = {}
@@ -204,7 +206,7 @@ class RunContext:
         self._rates, self.rate_at = 0, (0, math.nan)
 
     def note(self, event: Event) -> None:
-        """Process an event: of the flight recorder, of a guard, or an announced change."""
+        """Process an event: of the flight recorder, of a guard, of an optimizer, or an announced change."""
         if event.kind == "flight":
             onset, entries = event.data.get("onset"), event.data.get("batches")
             known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
@@ -219,12 +221,10 @@ class RunContext:
             self.guarded.append((event.step or 0, format_guard(event.data)))
         elif event.kind == "change":
             step, what = event.step or 0, str(event.data.get("what", ""))
-            seen = (
-                f"At step {step} {what}."
-                if event.data.get("seen")
-                else f"A change was announced at step {step}: {what}."
-            )
-            self.announced.append((step, seen))
+            when = f"At step {step}" if event.data.get("seen") else f"A change was announced at step {step}:"
+            self.announced.append((step, f"{when} {what}."))
+        elif event.kind == "optimizer":
+            self.optimizers.append(event.data)
 
     def observe(self, step: int, values: Array) -> None:
         """Process one record."""

@@ -99,18 +99,22 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
 
 
 def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
-    """Numbers that are compared, over those of the larger tensor: 1 unless both are expanded.
+    """With how many numbers of `b`, the targets, each of `a`, the outputs, is compared; 1 where that is meant.
 
-    Tensors of equal dimensions count as 1: there, comparing each with each is meant (quantile regression).
+    Of equal dimensions: where both are expanded, each with each is meant (quantile regression), and where `b` alone is,
+    several outputs for one target. Of other dimensions: where both are not expanded.
     """
-    if len(a) == len(b):
-        return 1.0
     both = torch.broadcast_shapes(a, b).numel()
+    if len(a) == len(b):
+        alone = both == b.numel() and a[:1] == b[:1]
+        return both / max(1, a.numel()) if alone else 1.0
     return both / max(1, a.numel(), b.numel())
 
 
 def _note_shapes(context: TapContext, input: Tensor, target: Tensor) -> None:
-    note_broadcast(context, broadcast_factor(input.shape, target.shape))
+    swapped = target.requires_grad and not input.requires_grad
+    output, wanted = (target, input) if swapped else (input, target)
+    note_broadcast(context, broadcast_factor(output.shape, wanted.shape))
 
 
 def note_broadcast(context: TapContext, factor: float) -> None:

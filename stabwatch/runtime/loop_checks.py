@@ -21,8 +21,15 @@ FEWEST_PASSES = 3
 """Backward passes of a step from which on they are micro-batches: two are a step that looks ahead (SAM)."""
 
 
+LOADED = frozenset(("PreTrainedModel", "ModelMixin"))
+"""Classes of models that their libraries give in evaluation mode: transformers, diffusers."""
+
+
 class Modes:
-    """Which layers with dropout or batch norm are in evaluation mode, of those that were in the other one."""
+    """Which layers with dropout or batch norm are in evaluation mode, of those that were in the other one.
+
+    Those of a model from a library that gives it in evaluation mode count from the start: nobody has asked for it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [
@@ -33,14 +40,16 @@ class Modes:
         ]
         self._count = sum(map(_has_modes, model.modules()))
         self._trained: set[int] = set()
+        self._loaded = [m for m in model.modules() if m is not model and _is_loaded(m)]
 
     def evaluating(self) -> float:
         """Their share of all, where the part that they are in is in evaluation mode too, and has what is trained."""
         found = 0
+        left = {id(m) for whole in self._loaded if _is_left(whole) for m in whole.modules()}
         for module, parent in self._layers:
             if module.training:
                 self._trained.add(id(module))
-            elif not parent.training and id(module) in self._trained:
+            elif not parent.training and (id(module) in self._trained or id(module) in left):
                 found += any(p.requires_grad for p in parent.parameters())
         return found / self._count if found else 0.0
 
@@ -153,10 +162,12 @@ class LoopChecks:
             self._witnesses[optimizer] = [min(part, key=nn.Parameter.numel) for part in parts]
 
     def after_step(self, run: RunAccumulators, rate: float) -> None:
-        """It has stepped, at this rate: has that changed anything?"""
+        """It has stepped, at this rate: has that changed anything? Nothing where all of the model is frozen."""
         self.rewrites.stepped()
         unchanged = self.rewrites.after_step()
-        if unchanged is not None and rate != 0:
+        if self.rewrites.due and not any(p.requires_grad for p in self._model.parameters()):
+            run.note(UNCHANGED, 1.0)
+        elif unchanged is not None and rate != 0:
             run.note(UNCHANGED, unchanged)
 
     def evaluating(self, look: bool = False) -> float:
@@ -198,6 +209,16 @@ def _has_modes(module: nn.Module) -> bool:
 def _drops_within(module: nn.Module) -> bool:
     """Has a layer of torch dropout that is no module of its own?"""
     return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0
+
+
+def _is_loaded(module: nn.Module) -> bool:
+    return any(kind.__name__ in LOADED for kind in type(module).__mro__)
+
+
+def _is_left(whole: nn.Module) -> bool:
+    """It is in evaluation mode, and trained as a whole."""
+    held = [] if whole.training else list(whole.parameters())
+    return all(p.requires_grad for p in held) and any(p.grad is not None for p in held)
 
 
 def _largest(shares: Sequence[Tensor | float]) -> Tensor | float:

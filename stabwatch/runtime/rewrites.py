@@ -34,6 +34,8 @@ class Rewrites:
         self._kept: tuple[list[nn.Parameter], Tensor] | None = None
         self._stepping: tuple[list[nn.Parameter], Tensor, Tensor] | None = None
         self._taken: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self.due = False
+        """Whether weights are looked at around the step that was begun last."""
         self.versions: list[tuple[nn.Parameter, int]] = []
         """Of the matrices after the last step of an optimizer; empty once a forward has begun."""
 
@@ -45,9 +47,10 @@ class Rewrites:
         """
         self._stepping = None
         taken = self._taken[optimizer] = self._taken.get(optimizer, 0) + 1
-        if taken % EACH:
+        self.due = taken % EACH == 0
+        if not self.due:
             return
-        every = self._matrices.get(optimizer, [])
+        every = [p for p in self._matrices.get(optimizer, ()) if p.requires_grad]
         every = every[:: max(1, -(-len(every) // WITNESSES))]
         held = [p for p in every if p.grad is not None and is_plain(local(p.grad))]
         gone = reached and not held and all(p.grad is None for p in every)
@@ -92,8 +95,8 @@ class Rewrites:
         self.versions = []
 
     def follow(self, optimizer: Any) -> None:
-        """Look at matrices of this optimizer from the next step on."""
-        held = [p for group in optimizer.param_groups for p in group["params"] if _is_matrix(p)]
+        """Look at matrices of this optimizer that are trained, from the next step on."""
+        held = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and _is_matrix(p)]
         length = max(1, -(-len(held) // MATRICES))
         self._matrices[optimizer] = [max(held[i : i + length], key=_size) for i in range(0, len(held), length)]
         self._counted[optimizer] = [p for p in self._matrices[optimizer] if not p.is_inference()]

@@ -191,7 +191,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self.isolation.run("batch", "sampled", note_size, self.context.run, inputs)
         if self.flags.sampled:
             self.isolation.run("alike", "sampled", note_inputs, self.context.run, inputs, named)
-            self.isolation.run("batch", "sampled", self.context.input.forward_begins, inputs, named)
+            self.isolation.run("batch", "sampled", self.context.input.forward_begins, inputs, named, self._model)
         self.isolation.run("nonfinite", "always", self.context.trace.begins, inputs, self.context.device)
 
     def forward_ended(self, output: Any) -> None:

@@ -154,5 +154,15 @@ SIGNALS = (
         "causal",
         "read",
     ),
+    Signal(
+        name="target_end_ratio",
+        help="Share of the tokens that end a text in the input that are targets of the place before them.",
+        unit="ratio",
+        tap="logits",
+        reduction="text_end",
+        fields=("taught", "count"),
+        formula="quotient",
+        scope="run",
+    ),
     _form("label_logit_gap", "Mean logit of a row minus that of its label.", "gap", of="known", unit="nat"),
 )

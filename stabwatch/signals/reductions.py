@@ -158,6 +158,7 @@ TOKEN_ORDER = _reduction(
     "token_order",
     count="sum", own="sum", following="sum", second="sum", open="sum", causal="sum", common="sum", read="sum",
 )  # fmt: skip
+TEXT_END = _reduction("text_end", count="sum", taught="sum")
 LOGIT_FORM = _reduction("logit_form", count="sum", probability="sum", cut="sum", known="sum", gap="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 CODES = _reduction("codes", count="sum", unused="sum", looked="sum")
@@ -179,7 +180,7 @@ REDUCTIONS: dict[str, Reduction] = {
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
-        UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
+        UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, TEXT_END, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
         ATTENTION_ROW_SUM, REPLICA_VALUES, CHECKSUM,
         SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS, REGIME, JACOBIAN, ALIGNMENT,
     )

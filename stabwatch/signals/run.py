@@ -90,8 +90,8 @@ SIGNALS = (
     ),
     _host(
         "loss_broadcast_factor",
-        "Numbers that a loss compared, `mse_loss` or its kin or one by hand, over those of the larger tensor; above 1, "
-        "shapes differ.",
+        "With how many targets a loss compared each output, `mse_loss` or its kin or one by hand; above 1, shapes "
+        "differ.",
     ),
     _host(
         "target_out_of_range_ratio",

@@ -84,7 +84,9 @@ CELLS = {
     "second_token": Accumulator("logits", "", "token_order"),
     "own_token": Accumulator("logits", "", "token_order"),
     "open_token": Accumulator("logits", "", "token_order"),
+    "seen_token": Accumulator("logits", "", "token_order"),
     "common_token": Accumulator("logits", "", "token_order"),
+    "text_end": Accumulator("logits", "", "text_end"),
     "ignored": Accumulator("logits", "", "targets"),
     "label_mean": Accumulator("logits", "", "targets"),
     "ten_classes": Accumulator("logits", "", "targets"),
@@ -239,6 +241,7 @@ def fields(name: str, value: NDArray[np.float64]) -> dict[str, NDArray[np.float6
             "common": 0.1,
             "read": 1.0,
         },
+        "text_end": {"taught": 8 * value},
         "common_token": {
             "own": 0.1,
             "following": np.where(finite, 1.0, np.nan),
@@ -246,6 +249,15 @@ def fields(name: str, value: NDArray[np.float64]) -> dict[str, NDArray[np.float6
             "open": 0.0,
             "causal": 1.0,
             "common": value,
+            "read": 1.0,
+        },
+        "seen_token": {
+            "own": value,
+            "following": 0.2,
+            "second": 0.1,
+            "open": 1.0,
+            "causal": 0.0,
+            "common": 0.1,
             "read": 1.0,
         },
         "open_token": {

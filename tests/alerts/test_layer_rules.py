@@ -147,6 +147,8 @@ SCENARIOS = {
     "AdvantageOutlier": Scenario("logged critic/advantages/max", wave(100, 2.5), [400.0]),
     "TargetsShiftedTwice": Scenario("second_token", [0.1] * 100, [1.0] * 4),
     "TargetsNotShifted": Scenario("own_token", [0.1] * 100, [1.0] * 4),
+    "EndNeverTaught": Scenario("text_end", [1.0] * 100, [0.0] * 8, {"common_token": 0.2}),
+    "TargetsNotHidden": Scenario("seen_token", [0.1] * 100, [0.85] * 5),
     "TargetsMostlyOne": Scenario("common_token", wave(100, 0.2, 0.1), [0.9] * 5),
     "CausalMaskMissing": Scenario("open_token", [0.0] * 100, [1.0] * 4),
     "RepeatedBatches": Scenario(

@@ -105,9 +105,9 @@ def test_series_keys_read_well_and_sort() -> None:
 
 
 RARE = (
-    "reach", "update_lost", "logit_form", "targets", "token_order", "log_ratio", "advantage", "loop_gain", "codes",
-    "update", "logsumexp", "certainty", "clip", "host_count", "group", "depth", "router", "load", "capacity", "dropped",
-    "replica", "rank_spread",
+    "reach", "update_lost", "logit_form", "targets", "token_order", "text_end", "log_ratio", "advantage", "loop_gain",
+    "codes", "update", "logsumexp", "certainty", "clip", "host_count", "group", "depth", "router", "load", "capacity",
+    "dropped", "replica", "rank_spread",
 )  # fmt: skip
 
 

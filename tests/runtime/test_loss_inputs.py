@@ -151,6 +151,7 @@ def test_shapes_are_compared_as_torch_expands_them():
 
     assert factor((8, 1), (8,)) == 8 and factor((8,), (8, 1)) == 8
     assert factor((8, 3), (3,)) == 1 and factor((8, 3), (8, 1)) == 1 and factor((), (8,)) == 1
+    assert factor((8, 1), (8, 6)) == 6 and factor((1, 6), (8, 6)) == 1 and factor((8, 1, 5), (8, 5, 1)) == 1
 
 
 def test_a_lost_update_has_a_gradient_and_the_same_number_after_it():

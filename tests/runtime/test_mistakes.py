@@ -326,6 +326,30 @@ def test_a_part_that_is_left_in_evaluation_mode_is_told(case, tmp_path):
     assert ("EvalModeInTraining" in _named(tmp_path, model, loss, 120)) == (case == "part")
 
 
+class PreTrainedModel(nn.Sequential):
+    """As the class of transformers, which gives its models in evaluation mode."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "told"), [(PreTrainedModel, True, True), (nn.Sequential, True, False),
+                                  (PreTrainedModel, False, False)]
+)  # fmt: skip
+def test_a_part_that_a_library_gave_in_evaluation_mode_is_told_from_the_start(kind, trained, told, tmp_path):
+    encoder = kind(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh()).requires_grad_(trained)
+    model = nn.Sequential(encoder.eval(), nn.Linear(16, 2))
+    assert ("EvalModeInTraining" in _named(tmp_path, model, _guess, 60)) == told
+
+
+@pytest.mark.parametrize("frozen", ["most", "all"])
+def test_weights_that_stay_are_told_where_nothing_is_trained(frozen, tmp_path):
+    """The optimizer holds frozen matrices, which are the largest ones: they do not count."""
+    model = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
+    model.requires_grad_(False)
+    model[4].requires_grad_(frozen == "most")
+    model[0].register_forward_hook(lambda m, inputs, out: out.requires_grad_() if frozen == "all" else None)
+    assert ("UpdatesZero" in _named(tmp_path, model, _guess, 120)) == (frozen == "all")
+
+
 @pytest.mark.parametrize(
     ("lay", "told"),
     [
@@ -420,7 +444,8 @@ def test_nan_that_the_loss_was_given_is_said_to_come_from_outside(masked, tmp_pa
     assert cause.name == "NonFiniteLoss" and "outside of the graph" in cause.evidence[0]
 
 
-def test_a_warm_up_that_is_too_long_is_told(tmp_path):
+@pytest.mark.parametrize(("stepped", "cause"), [(True, "WarmUpTooLong"), (False, "ScheduleStandsStill")])
+def test_a_warm_up_that_is_too_long_or_does_not_go_on_is_told(stepped, cause, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -431,7 +456,8 @@ def test_a_warm_up_that_is_too_long_is_told(tmp_path):
         x = torch.randn(16, 6)
         F.cross_entropy(model(x), torch.randint(2, (16,))).backward()
         optimizer.step()
-        schedule.step()
+        if stepped:
+            schedule.step()
     watch.detach()
     found = analyze(watch.run_dir).diagnosis
-    assert next(cause.name for cause in found.causes) == "WarmUpTooLong", found
+    assert found.causes[0].name == cause, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,7 +101,38 @@ def test_masked_tokens_are_guessed_with_open_attention_in_health(tmp_path):
         yield F.cross_entropy(logits.flatten(0, 1), torch.where(hidden, tokens, -100).flatten())
 
     found, rules = _watched(tmp_path / "run", model, loss)
-    assert found["attention_open_ratio"] == 1.0 and not rules & set(SHIFTS)
+    assert found["attention_open_ratio"] == 1.0 and not rules & {*SHIFTS, "TargetsNotHidden"}
+
+
+@pytest.mark.parametrize(("pad", "said"), [(1, True), (0, False)])
+def test_an_end_that_is_never_a_target_is_told(pad, said, tmp_path):
+    """Padding is what ends a text, and is ignored; or it is a token of its own."""
+    torch.manual_seed(0)
+    model = _Text(causal=True)
+    model.config = SimpleNamespace(eos_token_id=1)
+
+    def loss():
+        length = torch.randint(6, 12, (4, 1))
+        place = torch.arange(18)
+        ids = torch.where(place < length, torch.randint(2, 50, (4, 18)), torch.where(place == length, 1, pad))
+        labels = ids.masked_fill(ids == pad, -100)
+        yield F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    found, rules = _watched(tmp_path / "run", model, loss)
+    assert found["target_end_ratio"] == float(not said) and ("EndNeverTaught" in rules) == said
+
+
+def test_tokens_that_are_not_hidden_and_count_are_told(tmp_path):
+    torch.manual_seed(0)
+    model = _Text(causal=False)
+
+    def loss():
+        tokens = torch.randint(50, (4, 20))
+        logits = model(torch.where(torch.rand(4, 20) < 0.3, 0, tokens))
+        yield F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+    found, rules = _watched(tmp_path / "run", model, loss)
+    assert 0.5 < found["target_own_token_ratio"] < 0.9 and rules & {*SHIFTS, "TargetsNotHidden"} == {"TargetsNotHidden"}
 
 
 def test_of_weights_that_the_model_makes_by_hand_nothing_is_said(tmp_path):

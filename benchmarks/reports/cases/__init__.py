@@ -34,6 +34,7 @@ from benchmarks.reports.cases import (
     world_values,
     world_values_more,
     world_loops,
+    world_loops_again,
     world_loops_more,
 )
 
@@ -46,7 +47,7 @@ __all__ = [
     "precision",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
     "world_again", "world_values", "world_values_more",
-    "world_loops", "world_loops_more",
+    "world_loops", "world_loops_again", "world_loops_more",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)

@@ -79,7 +79,7 @@ def body_comes_in_evaluation_mode(trial: Trial) -> None:
     "https://github.com/voicepaw/so-vits-svc-fork/pull/291",
     mechanism="With manual optimisation Lightning steps no scheduler, and the module does not either: the rate stays "
     "at the first of 400 steps of warm-up.",
-    causes=("UpdatesTooSmall", "LearningRateZero"),
+    causes=("ScheduleStandsStill", "UpdatesTooSmall", "LearningRateZero"),
     check=loss_hurt,
     steps=300,
     shown_by="the rate is 2e-5 in each step, and weights hardly change",

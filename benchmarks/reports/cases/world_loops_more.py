@@ -183,7 +183,7 @@ def _copied(broken: Outcome, twin: Outcome) -> bool:
 @report(
     source="https://github.com/huggingface/transformers/issues/20797",
     mechanism="Labels of a masked language model are all tokens: most of them stand in the input at their own place.",
-    causes=("TargetsPartlyCopies", "TargetInInput", "TargetsNotShifted", "TooGood", "LossTooGood"),
+    causes=("TargetsNotHidden", "TargetInInput", "TargetsNotShifted", "TooGood", "LossTooGood"),
     check=_copied,
     steps=300,
     shown_by="most targets are the input at the same place",

@@ -148,6 +148,8 @@ RULES: tuple[Rule, ...] = (
         remedy=(
             "Keep the checkpoint of the best validation loss, and stop.",
             "More data, augmentation, weight decay, dropout, or a smaller model.",
+            "Are all samples drawn? `next(iter(loader))` in each step gives the first batch again, and a sampler draws "
+            "as many samples as it has weights.",
             "Is the validation set drawn and prepared as the training set is?",
         ),
     ),

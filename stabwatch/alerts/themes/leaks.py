@@ -30,6 +30,7 @@ class OrderFeature(RunFeature):
             "attention_open_ratio",
             "attention_causal_ratio",
             "target_common_ratio",
+            "target_end_ratio",
         )
 
     def _observe(self, values: Array) -> dict[str, float] | None:
@@ -134,6 +135,12 @@ def features() -> tuple[Feature, ...]:
 
 _ALL = 0.98
 _FEW = 0.5
+_ENDLESS = (Condition("target_end_ratio", below=1e-9), Condition("target_next_token_ratio", above=0.9))
+_SEEN = (
+    Condition("target_own_token_ratio", above=_FEW, below=_ALL),
+    Condition("target_next_token_ratio", below=_FEW),
+    Condition("attention_open_ratio", above=_ALL),
+)
 
 
 def _order(name: str, title: str, summary: str, description: str, when: tuple[Condition, ...], *remedy: str) -> Rule:
@@ -187,6 +194,44 @@ RULES: tuple[Rule, ...] = (
         "Is the mask of the right kind? True means `may be seen` to `scaled_dot_product_attention`, and `may not be "
         "seen` to `nn.MultiheadAttention` and `nn.Transformer`; numbers are added to scores: 0 to see, -inf to hide.",
         "Leave out `bidirectional=True`.",
+    ),
+    Rule(
+        name="TargetsNotHidden",
+        title="Most targets are not hidden",
+        family="target_order",
+        summary="Most targets are the token at their own place, and the model sees it there: it learns to copy.",
+        description="{target_own_token_ratio:.0%} of the targets are the token of the input at their own place, and "
+        "attention sees all of the input.",
+        thresholds=(Threshold(severity="warning", when=_SEEN, for_points=4),),
+        abnormal=_SEEN,
+        source="more than half of the targets, at four points; of a masked language model that counts hidden tokens "
+        "alone a tenth are, as BERT leaves a tenth of them as they are",
+        remedy=(
+            "Set the labels of tokens that are not hidden to the ignored index (-100), as "
+            "`DataCollatorForLanguageModeling` does.",
+            "If the model is to rebuild all of a noisy text, mute this rule.",
+        ),
+        references=("Devlin et al. 2019, BERT",),
+        fact=True,
+    ),
+    Rule(
+        name="EndNeverTaught",
+        title="The end of a text is never a target",
+        family="target_order",
+        summary="The token that ends a text is in the input and never a target: the model does not learn to stop.",
+        description="Of the places before a token that ends a text (`config.eos_token_id`), {target_end_ratio:.0%} "
+        "have it as their target.",
+        thresholds=(Threshold(severity="warning", when=_ENDLESS, for_points=6),),
+        abnormal=_ENDLESS,
+        source="none at six points, where nearly all targets are the next token: a text that is trained to its end has "
+        "one, also where only answers count",
+        remedy=(
+            "Padding is often the same token (`pad_token = eos_token`), and a collator that ignores padding ignores "
+            "both: give padding a token of its own, or mask labels by the attention mask.",
+            "Does the template end the last answer with this token?",
+            "If texts are cut and never end, mute this rule.",
+        ),
+        fact=True,
     ),
     Rule(
         name="TargetsMostlyOne",

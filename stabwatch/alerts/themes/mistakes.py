@@ -44,7 +44,7 @@ RULES: tuple[Rule, ...] = (
         family="weights_unchanged_ratio",
         summary="The optimizer steps, and the weights stay the same: nothing is learned any more.",
         description="All weights that were looked at are the same after the step as before, at a learning rate that is "
-        "not 0 and after a backward pass that reached them.",
+        "not 0 and after a backward pass; or no parameter of the model requires a gradient.",
         thresholds=(
             Threshold(severity="warning", when=(Condition("weights_unchanged_ratio", above=0.99),), for_points=4),
         ),
@@ -53,6 +53,8 @@ RULES: tuple[Rule, ...] = (
         "that collects gradients of several steps changes them in one of those",
         remedy=(
             "Are gradients set to zero, or to None, between `backward` and `step`?",
+            "Does any parameter require a gradient? Adapters of PEFT that are loaded do not without "
+            "`is_trainable=True`.",
             "Look at the optimizer's state: a second moment that has become infinite, or huge after one enormous "
             "gradient, divides all later steps to nothing.",
             "Does the program put old weights back after each step, or multiply updates by a mask or a factor of 0?",

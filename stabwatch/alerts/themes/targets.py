@@ -187,13 +187,18 @@ RULES: tuple[Rule, ...] = (
         title="Output and target of different shapes",
         family="loss_broadcast_factor",
         summary="Output and target have different shapes, and the loss compares each output with every target.",
-        description="The loss compared {loss_broadcast_factor:.0f} times as many numbers as there are.",
+        description="The loss compared each output with {loss_broadcast_factor:.0f} targets.",
         thresholds=(
             Threshold(severity="critical", when=(Condition("loss_broadcast_factor", above=1.5),), for_points=2),
         ),
         abnormal=(Condition("loss_broadcast_factor", above=1.5),),
-        source="any; (n, 1) against (n,) gives (n, n), and the model learns the mean of all targets",
-        remedy=("Give both the same shape: `output.squeeze(-1)`, or `target.unsqueeze(-1)`.",),
+        source="any; (n, 1) against (n,) gives (n, n), and the model learns the mean of all targets; (n, 1) against "
+        "(n, k) that of the k targets of a sample",
+        remedy=(
+            "Give both the same shape: `output.squeeze(-1)`, or `target.unsqueeze(-1)`.",
+            "If the target has more columns than the output, was a sum over them forgotten (log-probabilities of "
+            "several actions)?",
+        ),
         fact=True,
     ),
     Rule(

@@ -54,6 +54,12 @@ def _shows_the_next(mask: Tensor, tokens: int) -> Tensor:
     return _most(after if after.dtype == torch.bool else after > HIDDEN)
 
 
+def _end_tokens(model: nn.Module | None) -> tuple[int, ...]:
+    """Tokens that end a text, of a model in the manner of transformers."""
+    named = getattr(getattr(model, "config", None), "eos_token_id", None)
+    return tuple(x for x in (named if isinstance(named, list | tuple) else [named]) if isinstance(x, int))
+
+
 _SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
 
 
@@ -65,7 +71,7 @@ class ModelInput:
     sequence without a mask, and of recurrent layers in both directions; causal: calls with a causal one; masked: for
     each call with a mask, bool () on its device: does that leave later tokens to be seen? indices: one
     of the inputs has whole numbers; several: two of them are rows of such. lengths: first two dimensions of what layers
-    without `batch_first` were given.
+    without `batch_first` were given. ends: the tokens that end a text, as the model's `config` names them.
     """
 
     def __init__(self) -> None:
@@ -82,10 +88,12 @@ class ModelInput:
         self.masked: list[Tensor] = []
         self.several = False
         self.lengths: list[tuple[int, int]] = []
+        self.ends: tuple[int, ...] = ()
 
-    def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
+    def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any], model: nn.Module | None = None) -> None:
         """The model is called."""
         self.clear()
+        self.ends = _end_tokens(model)
         given = list({id(x): x for x in (*inputs, *named.values())}.values())
         wanted = {id(x) for name, x in named.items() if any(word in name.lower() for word in WANTED)}
         plain = [x for x in given if isinstance(x, Tensor) and x.layout == torch.strided]
@@ -175,6 +183,22 @@ class ModelInput:
         if masks and not self.open:
             seen = count * torch.stack(masks).any()
         return torch.stack((count, *same, seen, read - seen, common, read))
+
+    def endings(self, target: Tensor, ignored: int) -> Tensor | None:
+        """float32 (2,): places whose next token ends a text, and how many of these are targets that count.
+
+        Of a model of the next token whose `config` names such tokens. target: as in `order`.
+        """
+        ids = self.ids
+        if not self.ends or ids is None or target.is_floating_point() or target.device != ids.device:
+            return None
+        width = min(target.numel() // len(ids), ids.shape[1] - 1)
+        if target.numel() % len(ids) or width < ids.shape[1] - AHEAD:
+            return None
+        wanted, after = target.reshape(len(ids), -1)[:SEQUENCES, :width], ids[:SEQUENCES, 1 : width + 1]
+        over = torch.stack([after == end for end in self.ends]).any(dim=0)
+        taught = over & (wanted == after) & (wanted != ignored)
+        return torch.stack([x.sum(dtype=torch.float32) for x in (over, taught)])
 
     def leak(self, target: Tensor) -> Tensor | None:
         """float32 (): the largest share of samples, over the columns of the input, whose number is the target's.

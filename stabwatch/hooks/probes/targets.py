@@ -12,7 +12,7 @@ from stabwatch.hooks.base.sampling import places, spread
 from stabwatch.hooks.base.views import LogitsCall, logit_rows
 from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.where import on_host
-from stabwatch.signals.reductions import LOGIT_FORM, TARGETS, TOKEN_ORDER
+from stabwatch.signals.reductions import LOGIT_FORM, TARGETS, TEXT_END, TOKEN_ORDER
 
 LABELS = 4096
 """Most labels of a call that are read, evenly spread."""
@@ -97,6 +97,12 @@ PROBES.register(
     Probe(
         name="token_order", tap="logits", reduction=TOKEN_ORDER, tier="sampled", optional=True, graph_safe=False,
         compute=on(LogitsCall, lambda x: None if x.given is None else x.given.order(x.target, x.ignored)),
+    )
+)  # fmt: skip
+PROBES.register(
+    Probe(
+        name="text_end", tap="logits", reduction=TEXT_END, tier="sampled", optional=True, graph_safe=False,
+        compute=on(LogitsCall, lambda x: None if x.given is None else x.given.endings(x.target, x.ignored)),
     )
 )  # fmt: skip
 PROBES.register(
