@@ -29,6 +29,7 @@ logger = logging.getLogger("stabwatch")
 EXPLAINED = {
     "LossLostAtRateJump": ("LearningRateSpike",),
     "NoUpdates": ("ZeroGradients", "LearningRateZero", "UpdatesZero"),
+    "LearningRateZero": ("ScheduleStandsStill",),
     "UpdatesZero": ("UpdatesLost",),
     "PartWithZeroGradient": ("ZeroGradients", "PartWithoutGradient", "RouterCollapse", "CodebookCollapse"),
     "GradientsThrownAway": ("ZeroGradients",),

@@ -10,6 +10,10 @@ SMALL_UPDATE = 3e-4
 """Largest update of a run, in the median layer, below which no rate was too high, though it is the highest so far."""
 
 
+BEHIND = 10.0
+"""The rate that a schedule was made for over the one that it begins with: a warm-up, and hardly a decay."""
+
+
 def at_its_highest(e: Evidence) -> bool:
     """Whether it is the largest of the run so far."""
     rate, largest = (e.context.get(name) for name in ("learning_rate", "learning_rate_largest"))
@@ -22,20 +26,21 @@ def climbs(e: Evidence) -> bool:
     return rate is not None and earlier is not None and rate > 1.01 * earlier and at_its_highest(e)
 
 
-def below_schedule(e: Evidence) -> float:
-    """The rate for which schedules were made over the rate of the first step, the least of all groups; 1 without any.
+def behind_schedule(e: Evidence) -> float | None:
+    """The largest rate for which schedules were made, if each group began at a tenth of its own and less; else None.
 
-    A schedule of torch keeps the former as the group's `initial_lr`, and sets the rate to its own first one.
+    A schedule of torch keeps it as the group's `initial_lr`, and sets the rate to its own first one.
     """
     groups = [g for told in e.memory.optimizers for g in told.get("groups", ()) if isinstance(g, dict)]
-    leads = [g.get("initial_lr", g["lr"]) / g["lr"] for g in groups if g.get("lr")]
-    return min(leads, default=1.0)
+    made = [(g.get("lr", math.inf), g.get("initial_lr", 0.0)) for g in groups]
+    return max(base for _, base in made) if made and all(BEHIND * rate <= base for rate, base in made) else None
 
 
 def stands_still(e: Evidence) -> bool:
-    """Whether the learning rate has been one and the same in all of the run."""
-    rates = e.memory.rate_at[1], e.memory.largest_rate, e.memory.context.get("learning_rate", math.nan)
-    return max(rates) <= 1.0001 * min(rates)
+    """Whether the learning rate has been one and the same in all of the run, or zero."""
+    now, first = e.memory.context.get("learning_rate", math.nan), e.memory.rate_at[1]
+    known = (now, e.memory.largest_rate, now if math.isnan(first) else first)
+    return max(known) <= 1.0001 * min(known)
 
 
 def small_steps(e: Evidence) -> bool:

@@ -17,8 +17,6 @@ REST, GROWN = 0.5, 1.5
 """Share of the loss that its cross-entropy is below, and the rest over all of the loss before: another term grows."""
 CUT = 100.0
 """Gradient norm over the limit of clipping: far more than a usual gradient is cut."""
-BEHIND = 10.0
-"""The rate that a schedule was made for over the one that it begins with: a warm-up, and hardly a decay."""
 GREW = 20.0
 """Size of the input over its smallest one: pixels of 0 to 1 are at a third, those of 0 to 255 at 85."""
 LARGE_INPUT = 30.0
@@ -162,15 +160,15 @@ def _warm_up_too_long(e: Evidence) -> Found | None:
 
 
 def _schedule_stands_still(e: Evidence) -> Found | None:
-    alerts = e.of("NotLearning", "UpdatesTooSmall", "NoBetterThanMean")
-    lead = rates.below_schedule(e)
-    if not alerts or lead < BEHIND or not rates.stands_still(e):
+    alerts = e.of("NotLearning", "UpdatesTooSmall", "NoBetterThanMean", "LearningRateZero")
+    base = rates.behind_schedule(e)
+    if not alerts or base is None or not rates.stands_still(e):
         return None
     return Found(
         alerts[0].onset,
         (
-            f"The learning rate has been {e.memory.rate_at[1]:.3g} in each step. A schedule was made for one that is "
-            f"{lead:.3g} times as large, and has not been stepped since.",
+            f"The learning rate has been {e.memory.context['learning_rate']:.3g} in each step. A schedule was made for "
+            f"{base:.3g}, and has not been stepped since.",
             f"Step {alerts[0].step}: {alerts[0].description}",
         ),
         confidence=0.9,

@@ -444,12 +444,15 @@ def test_nan_that_the_loss_was_given_is_said_to_come_from_outside(masked, tmp_pa
     assert cause.name == "NonFiniteLoss" and "outside of the graph" in cause.evidence[0]
 
 
-@pytest.mark.parametrize(("stepped", "cause"), [(True, "WarmUpTooLong"), (False, "ScheduleStandsStill")])
-def test_a_warm_up_that_is_too_long_or_does_not_go_on_is_told(stepped, cause, tmp_path):
+@pytest.mark.parametrize(
+    ("stepped", "first", "cause"),
+    [(True, 1, "WarmUpTooLong"), (False, 1, "ScheduleStandsStill"), (False, 0, "ScheduleStandsStill")],
+)
+def test_a_warm_up_that_is_too_long_or_does_not_go_on_is_told(stepped, first, cause, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 100_000)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + first) / 100_000)
     watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
     for _ in range(230):
         optimizer.zero_grad()
