@@ -9,20 +9,27 @@ from itertools import pairwise
 
 from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.cell_tables import CellTables
+from stabwatch.analysis.readers.fractions import Fractions
 from stabwatch.analysis.readers.lines_above import HEADING, LinesAbove
 from stabwatch.analysis.readers.nameless import Row, cells_of, columns_of, is_odd, lone_tensor, nameless
 from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of
+from stabwatch.analysis.readers.ranks import split_rank
 from stabwatch.analysis.readers.rewriting import parts_of, rewritten
 from stabwatch.analysis.readers.row_counts import RowCounts
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.unread import Unread
-from stabwatch.analysis.readers.unstepped import Unstepped, add_before, add_to, counts_records, epochs_of, left_out
+from stabwatch.analysis.readers.unstepped import (
+    Unstepped,
+    add_before,
+    add_to,
+    counts_records,
+    epochs_of,
+    instructs,
+    left_out,
+)
 from stabwatch.analysis.readers.unstepped import values_are_above as steps_are_below
 
-_RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
-_RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
-_RANK_OF_ALL = re.compile(r"\.py:\d+\] \((\d+)/\d+\) |\((\d+)/\d+\) Epoch")
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
 _EPOCH_TOLD = re.compile(r"(\d+)(?:epoch results: |/\d+epoch started)")
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
@@ -31,6 +38,8 @@ _MANY = 4
 """Ratio of records without a step to records with one, from which the step is spurious."""
 _PASSED = 3
 """Epochs through which the step went on, from which one that falls is of another training."""
+_TOLD = 3
+"""Lines with a step that say how a training goes, from which the steps of others must fit them."""
 _NEAR = 200
 """A line without a step belongs to the last step if it is within this many lines of its first."""
 
@@ -42,17 +51,14 @@ class Parser:
         """head: the first lines, which show whether numbers at the start of lines count records."""
         self.builder = RunBuilder()
         self.unread = Unread()
-        leading = counts_records(head)
-        self.templates = Templates(is_odd, leading)
-        self._rank_pattern = _RANK_IN_BRACKETS if leading else _RANK
+        self._leading = counts_records(head)
+        self.templates = Templates(is_odd, self._leading)
         self.rank: int | None = None
         self.epoch: int | None = None
         self.unstepped: list[Unstepped] = []
         self.repeated: list[Unstepped] = []
         """Records without a step, near a step that already has all their keys."""
-        self._fractions: dict[int, tuple[int | None, int | None]] = {}
-        self._pairs: set[str] = set()
-        """Words before a fraction that is epoch and batch."""
+        self._fractions = Fractions()
         self._updates = False
         """Whether a step that counts updates was found."""
         self.bare: list[tuple[int, int, float]] = []
@@ -70,6 +76,7 @@ class Parser:
         self.others = 0
         self.latest: Template | None = None  # see `line_runs.Parser`
         self._step_estimated = False
+        self._told = 0  # lines with a step that say how a training goes
         self._calls = 0
         """Calls of one epoch each, if nothing else tells the epoch."""
         self._evaluation = False
@@ -112,12 +119,7 @@ class Parser:
                 self.builder.unit = "epoch"
                 self._step(line, row[0], False, row[1])
             return True
-        rank = self._rank_pattern.match(text) if text[:1] in " [0123456789" and " avg" not in text else None
-        if rank:
-            text = text[rank.end() :]
-        elif ") " in text:
-            rank = _RANK_OF_ALL.search(text)
-        number_of_rank = None if rank is None else int(rank[1] or rank[rank.lastindex or 1])
+        number_of_rank, text = split_rank(text, self._leading)
         found = self.templates.of(text)
         if (found is None or found[0].odd) and self._special(line, text, number_of_rank):
             return True
@@ -174,6 +176,8 @@ class Parser:
         elif self._evaluation and not template.evaluates:
             values = {key if is_eval(key) else f"eval/{key}": value for key, value in values.items()}
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
+        if step is not None and (self._strays(template, step) or (not values and instructs(template, step))):
+            return
         if template.is_only_epoch(numbers):
             epoch = self._only_epoch()
         elif epoch is not None:
@@ -207,6 +211,15 @@ class Parser:
             whole = (template.of_epoch and step == length) or (epoch is not None and self._only in (None, step))
             whole = whole and (self.epoch is not None or not self._ends)
             self._only, self._ends = step, {**self._ends, self._offset + step: self.epoch} if whole else None
+
+    def _strays(self, template: Template, step: int) -> bool:
+        """Whether the step of a line that tells nothing is far from those of lines that do: it is in prose, or of
+        something else."""
+        if template.of_training:
+            self._told += 1
+            return False
+        nearby = self._raw <= step <= self._raw + 2 * max(self._apart, 1)
+        return self._told >= _TOLD and not (nearby or template.evaluates or template.of_epoch)
 
     def _only_epoch(self) -> int:
         """The epoch of `Epoch 1/1`: the one told above, as in `epoch: 7`; otherwise such calls are counted."""
@@ -242,17 +255,9 @@ class Parser:
 
     def _pair(self, template: Template, numbers: list[str]) -> Template:
         """`Batch 3/4000` is batch 3 of 4,000, or batch 4,000 of epoch 3 if the second number changes."""
-        if template.total is None or template.step is None or template.epoch is not None:
+        before = self._fractions.before(template, numbers)
+        if before is None:
             return template
-        now = count(numbers, template.step), count(numbers, template.total)
-        before = self._fractions.get(id(template))
-        self._fractions[id(template)] = now
-        word = template.texts[template.step].split()[-1:]
-        if word and word[0] in self._pairs:
-            before = None, None
-        elif before is None or None in (*now, *before) or before[0] != now[0] or not (now[1] or 0) > (before[1] or 0):
-            return template
-        self._pairs.update(word)
         pair = replace(template, epoch=template.step, step=template.total, of_epoch=True, total=None, length=None)
         self._length = None  # it was the batch
         self.templates.correct(template, pair)

@@ -158,7 +158,7 @@ _FITTED = re.compile(
     r"(?:(?:train|training|total|mean|avg|average|current|final|last)_)?(?:total|err(?:or)?|obj(?:ective)?|m[sa]e|rmse|energy|elbo|misfit|nelbo|recon\w*"
     r"|residual|j)|objective_(?!acc|score|kl)\w{1,12}"
 )
-_SCORE = re.compile(r"(?:^|[/_ ])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?)$")
+_SCORE = re.compile(r"(?:^|[/_ -])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?|psnr|ssim)$")
 _HYPERPARAMETER = re.compile(r"coef|scale|weight|target|threshold|penalty|factor|discount|normali[sz]e|clip_?range")
 _PERPLEXITY = re.compile(r"(?:^|[/_ ])(?:ppl|perplexity)(?:[/_ ]|$)")
 _MEASURED = re.compile(r"kl(?:_|$)|clip_?frac|variance|entropy|(?:mean|std|values?|rate|norm|acc|accuracy)$")
@@ -171,7 +171,7 @@ _OF_ITS_OWN = re.compile(
 )
 _PART = re.compile(
     r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]|err_?[dg]"
-    r"|(?:rpn|rcnn|smooth|b?box|loc|reg)\w*_?l1"
+    r"|(?:rpn|rcnn|smooth|b?box|loc|reg)\w*_?l1|generator|discriminator"
 )
 """Names of loss components in image restoration (BasicSR), translation (CycleGAN, pix2pix) and detection (MXNet)."""
 _SYMBOL = re.compile(r"(?:^|[/ _])L_[A-Za-z]\w*$")

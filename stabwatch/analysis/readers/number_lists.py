@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stabwatch.analysis.readers.file import LogFile
 from stabwatch.analysis.readers.keys import key_of
 from stabwatch.analysis.readers.log import Log, LogRun
@@ -22,6 +25,9 @@ BARE = 0.9
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|nan|inf(?:inity)?)"
 _LIST = re.compile(rf"\[\s*({_NUMBER}(?:[\s,;]+{_NUMBER}){{{SHORTEST - 1},}})[\s,;]*\]", re.IGNORECASE)
 _LINE = re.compile(rf"\s*{_NUMBER}[\s,;]*", re.IGNORECASE)
+_ROW = re.compile(rf"\s*{_NUMBER}(?:(?:\s*[,;]\s*|\s+){_NUMBER}){{1,31}}[\s,;]*", re.IGNORECASE)
+TOTAL = 1e-4
+"""Relative distance of a sum from the total."""
 _WRAPPED = re.compile(rf"(?:np\.)?(?:float\d+|tensor|array)\(({_NUMBER})(?:, ?[^()]{{0,60}})?\)", re.IGNORECASE)
 """A number as a framework prints it in a list: `np.float64(0.5)`, `tensor(0.5, device='cuda:0')`."""
 _AROUND = re.compile(r"(?:(?:np|torch)\.)?(?:array|tensor)\($")
@@ -59,6 +65,9 @@ def _series(text: str, stem: str) -> Iterator[_Series]:
     if len(bare) >= max(SHORTEST, BARE * len(lines)):
         yield _Series(_name("", stem), [at for at, _ in bare], [value for _, value in bare])
         return
+    if columns := _columns(lines, stem):
+        yield from columns
+        return
     text = _WRAPPED.sub(r"\1", text)
     for found in _LIST.finditer(text):
         above, _, before = text[: found.start()].rpartition("\n")
@@ -67,6 +76,29 @@ def _series(text: str, stem: str) -> Iterator[_Series]:
         if all(value.is_integer() for value in values):
             continue  # a shape, indices
         yield _Series(_name(before[-200:], stem), [line] * len(values), values)
+
+
+def _columns(lines: list[tuple[int, str]], stem: str) -> list[_Series]:
+    """The columns of a file that is rows of numbers, if its name says of what. One that is the sum of the others is
+    the total; nothing says what the others are."""
+    kind = _MANY.search(stem)
+    if kind is None or not all(_ROW.fullmatch(line) for _, line in lines[:SHORTEST]):
+        return []
+    rows = [(at, values) for at, line in lines if _ROW.fullmatch(line) and (values := _values(line))]
+    widths = {len(values) for _, values in rows}
+    if len(widths) > 1 or len(rows) < max(SHORTEST, BARE * len(lines)):
+        return []
+    table = np.array([values for _, values in rows])
+    total = next((i for i in range(table.shape[1]) if _is_sum(table, i)), None)
+    names = [_singular(kind) if i == total else f"column {i + 1}" for i in range(table.shape[1])]
+    numbers = [at for at, _ in rows]
+    return [_Series(name, numbers, table[:, i].tolist()) for i, name in enumerate(names)]
+
+
+def _is_sum(table: NDArray[np.float64], at: int) -> bool:
+    """Whether a column is the sum of the others, of which there are two or more."""
+    rest = np.delete(table, at, axis=1).sum(axis=1)
+    return table.shape[1] > 2 and bool(np.allclose(table[:, at], rest, rtol=TOTAL, atol=0.0, equal_nan=True))
 
 
 def _values(text: str) -> list[float]:
@@ -116,7 +148,8 @@ def _sniff(source: LogFile) -> bool:
 READER = Reader(
     "lists",
     "what a script prints of its history: `train_losses = [0.7, 0.6, ...]`, dictionaries of lists, arrays of NumPy and "
-    "tensors, a file with one number in each line; tried where a text has hardly a record",
+    "tensors, a file with one number in each line, or with rows of numbers if its name says of what; tried where a "
+    "text has hardly a record",
     _sniff,
     _read,
 )

@@ -27,7 +27,7 @@ _SIGNS = (
     b"heckpoint", b"esum", b"---", b"nan", b"NaN", b"Nan", b"rad", b"eward", b"Rew", b"eturn", b"ntropy", b"KL", b"kl",
     "损失".encode(), "次数".encode(), "━".encode(), b"learn:", b"NAN", b"nvalid loss",
     b"perte", b"Perte", b"erlust", b"rdida", b"perda", "потер".encode(), "損失".encode(), "誤差".encode(),
-    "손실".encode(), b"INFO\t[",
+    "손실".encode(), b"INFO\t[", b"PSNR", b"psnr",
 )  # fmt: skip
 
 

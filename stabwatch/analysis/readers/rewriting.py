@@ -31,11 +31,11 @@ _NUMBERS = r"[-+\d.einaf]+(?:, [-+\d.einaf]+){0,63}"
 _OF_ALL = re.compile(r"\bProcess (?=\d+/\d+ )")
 """The word before its batches."""
 _COUNTED_VALUE = re.compile(
-    r"^(\W{0,8})([A-Za-z][\w ]{1,40}?) (?:in|at|for|of|after) (episode|epoch|iteration|step) (\d+) (?:is|was) "
-    r"(?=[-\d.ni])",
+    r"^(\W{0,8})([A-Za-z][\w ]{1,40}?) (?:in|at|for|of|after) (episode|epoch|iteration|step) (\d+)"
+    r"(?:,? (?:and )?(?:at |in )?(batch|iteration|iter|step) (\d+))? (?:is|was) (?=[-\d.ni])",
     re.IGNORECASE,
 )
-"""`Total rewards in episode 73 is 3.8`."""
+"""`Total rewards in episode 73 is 3.8`, `Loss at epoch 3 and iteration 500 is 0.2`."""
 _VALUE_AT = re.compile(
     r"^((?:.{0,60}[:\]|>] )?\W{0,8})((?:[A-Za-z][\w-]* ){0,4}?(?:loss|cost|error|acc(?:uracy)?|reward|return|score"
     r"|objective|perplexity|ppl|elbo|m[sa]e|rmse|energy)) (?:in|at|for|of|on|after|@) (?:the )?"
@@ -82,12 +82,30 @@ _CTIME = re.compile(
     r"\[(\d{1,12})\] "
 )
 """A time as C prints it, before a count in brackets: `Mon May  4 10:20:30 2020 [12] loss: 0.5`."""
+_COMMENTED = re.compile(r"^\s*#+(?=Epoch \d|epoch \d|Step \d|step \d)")
+"""A record in a comment of a script: `#Epoch 1/10`."""
 _STAMPS = re.compile(r"(?<=\s)(?=\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d)")
 """A time, before which another record begins, in a log that lost its line breaks."""
 
 
+_LABEL = re.compile(r"[A-Za-z][\w./ -]{1,30}[:=] ?(?=[-+\d.])")
+GLUED, OFTEN = 400, 8
+"""Fewest characters of a line, and fewest times that it begins with the same name, from which each is a record."""
+
+
+def _glued(text: str) -> list[str]:
+    """The records of a line without any line break: `PSNR: 19.2 dB===> PSNR: 13.6 dB===> ...`."""
+    name = _LABEL.search(text)
+    times = 0 if name is None else text.count(name[0])
+    if name is None or times < OFTEN or 2 * times < len(_LABEL.findall(text)):
+        return [text]
+    return [name[0] + part for part in text[name.start() :].split(name[0])[1:]]
+
+
 def parts_of(text: str) -> list[str]:
     """The records of a line: of several bars behind one another, or in a log that lost its line breaks."""
+    if len(text) > GLUED and len(parts := _glued(text)) > 1:
+        return parts
     if "#015" in text:
         return [part for part in text.replace("#033[A", "").split("#015") if part.strip()]
     ends = _BAR_ENDS if "][" in text else _STAMPS if text.count("loss") > 1 else None
@@ -98,6 +116,8 @@ def rewritten(text: str) -> str:
     """The line in the usual form; the same object if it is in that form already."""
     if "<" in text or "←" in text:
         text = _without_remark(text)
+    if text.lstrip()[:1] == "#":
+        text = _COMMENTED.sub("", text)
     if "est epoch: " in text:
         text = _RESTORED.sub("", text)
     if "/" in text[:48] and text.count("  ") and (row := _TWO_COLUMNS.fullmatch(text)):
@@ -118,7 +138,7 @@ def rewritten(text: str) -> str:
         text = _OF_BUCKET.sub(r"bucket_\1 perplexity: ", text)
     if " is " in text or " was " in text:
         text = _OF_DL4J.sub(r"iteration \1 loss: \2", text)
-        text = _COUNTED_VALUE.sub(r"\1\3 \4 \2: ", text)
+        text = _COUNTED_VALUE.sub(_counted, text)
     if "loss_" in text:
         text = _GLUED.sub(lambda found: f"{found[1] or found[2]}: ", text)
     if _TOLD_AT.search(text):
@@ -145,6 +165,12 @@ def rewritten(text: str) -> str:
         value = found[3][1:] if found[3].startswith("-") else f"-{found[3]}"
         return f"iteration {found[2]} {found[1]}/negative_objective = {value}"
     return _AVERAGE_OBJECTIVE.sub(_negated, _OF_ALL.sub("batch ", text)) if " objf: " in text else text
+
+
+def _counted(found: re.Match[str]) -> str:
+    """The count, or the epoch and the count within it, before the value."""
+    within = f", {found[5]} {found[6]}," if found[5] else ""
+    return f"{found[1]}{found[3]} {found[4]}{within} {found[2]}: "
 
 
 def _of_lists(text: str) -> str:

@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from stabwatch.analysis.readers.file import LogFile
 from stabwatch.analysis.readers.log import Log, StepUnit
@@ -25,6 +25,8 @@ _MONITOR = ["reward", "episode_length", "time"]
 """Columns of the monitor files of stable-baselines and Gym, which name them `r,l,t`."""
 _ANY_NAME = re.compile(r"[A-Za-z_][\w /().%-]{0,40}")
 LEAST_ROWS = 3
+WANDERS, FIRST_ROWS = 0.25, 4096
+"""Share of the first rows, and most of these, at which a column falls that counts nothing."""
 _RULE = re.compile(r"[-=+| :]+")
 _COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 _TAG = re.compile(r"-tag-(.+?)(?: \(\d+\))?\.csv")
@@ -91,7 +93,8 @@ def _fits(names: list[str], cells: list[str]) -> bool:
 
 def _is_regular(names: list[str], rows: list[list[str]]) -> bool:
     """Whether names that are not known stand above three rows or more of numbers, each as long as the header."""
-    named = all(_ANY_NAME.fullmatch(name) for name in names) and len(set(names)) == len(names)
+    of_index = not names[0] and len(names) > 1  # pandas
+    named = all(_ANY_NAME.fullmatch(name) for name in names[of_index:]) and len(set(names)) == len(names)
     numbers = [len(row) == len(names) and all(number(cell) is not None for cell in row) for row in rows]
     return named and len(rows) >= LEAST_ROWS and all(numbers)
 
@@ -122,6 +125,8 @@ def _read(source: LogFile) -> Log:
     runs = _by_run(names)
     builders = {run: RunBuilder(run) for run in dict.fromkeys(runs.values())} or {"": RunBuilder()}
     step_at, unit = _step(names, table.first)
+    if step_at is not None and _wanders(_column(source, table, step_at)):
+        step_at, unit = None, "ordinal"
     time_at = next((i for i, n in enumerate(names) if n.lower() in _TIMES), None)
     columns = [
         (i, _without(n, runs.get(i)), builders[runs.get(i, "")] if runs else builders[""])
@@ -207,13 +212,14 @@ def _fill(
     places: _Places,
     unread: Unread,
 ) -> None:
-    counter = Counter()
-    for count, (line, cells) in enumerate(rows):
+    counter, count = Counter(), -1
+    for line, cells in rows:
         step, time = _cell(cells, places.step), _cell(cells, places.time)
         if step is None:
-            if places.step is not None:  # a second header, a cut line
+            if places.step is not None or 2 * len(cells) <= len(columns):  # a second header, a cut line
                 unread.miss(", ".join(cells).encode("utf-8", "replace"))
                 continue
+            count += 1
             step = float(count)
         if not abs(step) < 1 << 62:
             unread.miss(", ".join(cells).encode("utf-8", "replace"))
@@ -253,6 +259,18 @@ def _counts(at: int, rows: list[list[str]]) -> bool:
     """Whether a column does not fall in the first rows: `steps` beside `episode` may be the length of each."""
     values = [value for row in rows if len(row) > at and (value := number(row[at])) is not None]
     return all(a <= b for a, b in pairwise(values))
+
+
+def _column(source: LogFile, table: _Table, at: int) -> list[float]:
+    """The numbers of a column in the first rows."""
+    rows = islice(_rows(source, table), FIRST_ROWS)
+    return [value for _, cells in rows if (value := _cell(cells, at)) is not None]
+
+
+def _wanders(values: list[float]) -> bool:
+    """Whether a column falls again and again, and not to where it began: the time steps of a batch, not of a run."""
+    falls = sum(b < a and b != values[0] for a, b in pairwise(values))
+    return falls >= LEAST_ROWS and falls > WANDERS * len(values)
 
 
 def _by_run(names: list[str]) -> dict[int, str]:

@@ -106,6 +106,8 @@ class Template:
     """Index of M in `N/M`, whose N is the step."""
     length: int | None = None
     """Index of M in `N/M` for any step, also one within the epoch."""
+    of_training: bool = False
+    """Whether a value says how a training goes."""
     beside: bool = False
     """Whether it has only quantities that belong to the record of other lines, such as a reward."""
     texts: tuple[str, ...] = ()
@@ -310,7 +312,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
         tuple(values), step, epoch, within_epoch, (evaluates or section) and bool(values), tells, odd,
         unnamed=bool(steps) and rank_of_step == _UNNAMED, rounded=rounded,
         of_environment=bool(steps) and ENVIRONMENT <= rank_of_step < _LAST,
-        total=total if steps else None, length=total, beside=alone,
+        total=total if steps else None, length=total, of_training=any(role != "other" for role in roles), beside=alone,
         texts=printed,
     )  # fmt: skip
 
@@ -338,6 +340,8 @@ def _begins(text: str, after: str) -> bool:
     before, rest = text.strip(), after.lstrip()
     if before in ("[", "(", "[#"):
         return rest.startswith((")", "]"))
+    if after[:1] in ("-", "/"):
+        return False  # a date
     return before in ("", "#", "|") and (
         rest[:1] in ("|", ":", ")", ".") or (rest == after and bool(rest)) or after[:1].isspace()
     )

@@ -22,6 +22,17 @@ _ALONE = re.compile(r"\s*\d{1,9}: -?\d+\.\d+(?:e[+-]?\d+)?\s*", re.IGNORECASE)
 _METRIC = re.compile(
     r"\b(?:l[12]|rmse|mse|mae|logloss|error|auc|elbo|nll|reward|return|ppl|learn(?=:))\b", re.IGNORECASE
 )
+_INSTRUCTIONS = 30
+"""Most steps of instructions in prose."""
+_INSTRUCTS = re.compile(r"[*_]{0,2}[:.)][*_]{0,2}(?:\s+[^\W\d_][\w'-]*){3}")
+
+
+def instructs(template: Template, step: int) -> bool:
+    """Whether a line without values is prose, as a language model writes it: `Step 2: Divide both sides`."""
+    at = template.step
+    if at is None or template.epoch is not None or step > _INSTRUCTIONS:
+        return False
+    return template.texts[at].strip(" *_#-").lower() == "step" and _INSTRUCTS.match(template.texts[at + 1]) is not None
 
 
 def epochs_of(ends: dict[int, int | None]) -> dict[int, int]:

@@ -34,7 +34,7 @@ def width_of(head: str) -> int | None:
     lines = head.split("\n")[:-1][:_LINES]
     width = max(map(len, lines), default=0)
     full = [i for i, line in enumerate(lines[:-1]) if len(line) == width]
-    if width < _NARROW or len(full) < _FEWEST:
+    if width < _NARROW or len(full) < _FEWEST or _are_rows(lines):
         return None
     continuations = {i + 1 for i in full}
     openings = Counter(_opening(lines[i]) for i in full if i not in continuations)
@@ -55,6 +55,12 @@ def width_of(head: str) -> int | None:
     known = known or any(role_of(f"{name[1]} {name[2]}") != "other" and not _is_known(name[2]) for name in names)
     again = any(i in continuations for i in full)
     return width if in_number or known or (words and (again or width in _USUAL)) else None
+
+
+def _are_rows(lines: list[str]) -> bool:
+    """Whether each line has as many cells, as a table has whose widest numbers are of one width by chance."""
+    counts = ({line.count(mark) for line in lines if line} for mark in ",;\t")
+    return any(len(count) == 1 and 0 not in count for count in counts)
 
 
 def _is_known(word: str) -> bool:

@@ -77,3 +77,25 @@ def test_short_lists_are_no_curves(text, tmp_path):
     path.write_text(text)
     with pytest.raises(LogError):
         read_log(path)
+
+
+def _rows(delimiter):
+    return "".join(delimiter.join(map(str, (round(a + b, 6), a, b))) + "\n" for a, b in zip(LOSS, TOLD, strict=True))
+
+
+@pytest.mark.parametrize("delimiter", [",", " ", "\t", "; "])
+def test_rows_of_numbers_whose_first_is_the_sum_of_the_others(delimiter, tmp_path):
+    path = tmp_path / "loss.csv"
+    path.write_text(_rows(delimiter))
+    (run,) = read_log(path).runs
+    assert [column.name for column in run.columns] == ["loss", "column 2", "column 3"]
+    assert run.of("loss").values.tolist() == pytest.approx([a + b for a, b in zip(LOSS, TOLD, strict=True)], abs=1e-5)
+
+
+def test_rows_of_numbers_of_which_nothing_is_said(tmp_path):
+    (tmp_path / "points.txt").write_text(_rows(" "))
+    with pytest.raises(LogError):
+        read_log(tmp_path / "points.txt")
+    (tmp_path / "loss.txt").write_text("".join(f"{a} {b}\n" for a, b in zip(LOSS, TOLD, strict=True)))
+    (run,) = read_log(tmp_path / "loss.txt").runs
+    assert [(column.name, column.role) for column in run.columns] == [("column 1", "other"), ("column 2", "other")]

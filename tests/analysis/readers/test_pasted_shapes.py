@@ -18,6 +18,7 @@ SHAPES = {
         "loss_vae", [0, 500, 1000], [3.5, 0.9, 0.7],
     ),
     "a value at a step": ("".join(f"Cost after iteration {i}: {x}\n" for i, x in ((0, 0.69), (100, 0.58), (200, "nan"))), "Cost", [0, 100, 200], [0.69, 0.58, math.nan]),
+    "a value at an epoch and an iteration": ("".join(f"Loss at epoch {e} and iteration {i} is {x}\nNCE Loss at epoch {e} and iteration {i} is 0.9\n" for e, i, x in ((0, 0, 8.4), (0, 500, 2.1), (1, 0, 1.9))), "Loss", [0, 500, 1000], [8.4, 2.1, 1.9]),
     "an average at a step": ("".join(f"Average loss at step  {i} :  {x}\n" for i, x in ((2000, 4.7), (4000, 4.1))), "Average loss", [2000, 4000], [4.7, 4.1]),
     "a loss of an epoch of several": ("".join(f"Training loss for epoch {i}/3: {x}\n" for i, x in ((1, 4.7), (2, 4.1))), "Training loss", [1, 2], [4.7, 4.1]),
     "names and values in cells": ("".join(f"epoch,{i},loss,{x},acc,0.5\n" for i, x in ((1, 4.7), (2, "nan"))), "loss", [1, 2], [4.7, math.nan]),

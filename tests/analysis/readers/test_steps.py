@@ -169,3 +169,18 @@ def test_a_step_that_counts_through_the_epochs_begins_again_with_another_trainin
         text += f">>> Ep {epoch + 1}: Loss {3 - epoch / 4:.4f} | ACC 90.00%\n"
     told = [200 + 300 * epoch for epoch in range(6)]
     assert _run(tmp_path, text).of("loss").steps.tolist() == [*told, *told]
+
+
+def test_steps_in_the_answers_of_a_language_model_are_none(tmp_path):
+    answer = (
+        "Here is how to solve it:\n\n**Step 1: Find the daily consumption:** 45 litres per day.\n"
+        "* **Step 2: Multiply by the number of days:** 15 litres/day * 4 days = 60 litres.\nStep 400\n**Final answer: 60**\n"
+    )
+    run = _run(tmp_path, "".join(f"{answer}Step: {s} | Loss: {x:.4f} | KL: 0.01\n" for s, x in enumerate(LOSSES, 1)))
+    assert run.of("loss").steps.tolist() == list(range(1, N + 1))
+
+
+def test_a_date_at_the_start_of_a_line_is_no_step(tmp_path):
+    date = "2021-07-21 14:41:15.285490: I core/profile_utils/cpu_utils.cc:94] CPU Frequency: 3699850000 Hz\n"
+    lines = (f"[{s + 1:8} Epoch:[ 0/25] [{s:4}/20018] time: 9.3, d_loss: {x:.8f}\n" for s, x in enumerate(LOSSES))
+    assert _run(tmp_path, date + "".join(lines)).of("loss").steps.tolist() == list(range(N))

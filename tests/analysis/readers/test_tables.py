@@ -104,3 +104,25 @@ def test_the_length_of_an_episode_counts_nothing(tmp_path):
     text = "episode,reward,steps\n" + "".join(f"{600 + i},{i / 9},{(7 * i) % 11}\n" for i in range(N))
     run = _run(tmp_path, text)
     assert run.steps.tolist() == [600 + i for i in range(N)]
+
+
+def test_a_column_that_falls_again_and_again_counts_nothing(tmp_path):
+    head = "vf_loss,AverageReturn,Timesteps,MaxKL,Entropy,Episodes\n"
+    rows = [(0.3, 6.5, 327), (0.5, 8.9, 34317), (0.6, 9.1, 36543), (1.1, 22.5, 28974), (1.4, 31.1, 43427)]
+    rows += [(1.5, 35.2, 28101), (1.6, 36.1, 44021), (1.4, 37.3, 27010), (1.2, 39.9, 41111), (1.3, 41.0, 28974)]
+    between = "MeanGateDist,MinGateDist\n[0.27 0.72],[0.16 0.61]\n"
+    run = _run(tmp_path, head + between.join(",".join(map(str, row)) + ",0.01,4.2,25\n" for row in rows))
+    assert run.step_unit == "ordinal" and len(run.steps) == len(rows) and (run.steps[1:] > run.steps[:-1]).all()
+
+
+def test_a_column_of_several_runs_counts(tmp_path):
+    run = _run(tmp_path, "step,loss\n" + "".join(f"{10 * (i % 3)},{3 - i / 20}\n" for i in range(N)))
+    assert run.step_unit == "step" and run.steps.max() == 20
+
+
+def test_losses_of_two_adversaries_beside_the_index_of_a_data_frame(tmp_path):
+    rows = "".join(f"{i % 30},{0.7 - i / 400},{38.4 - i / 10}\n" for i in range(60))
+    run = _run(tmp_path, ",discriminator,Generator\n" + rows)
+    assert [(c.name, c.role, len(c)) for c in run.columns] == [
+        ("discriminator", "loss", 60), ("Generator", "component", 60)
+    ]  # fmt: skip
