@@ -84,11 +84,21 @@ _CTIME = re.compile(
 """A time as C prints it, before a count in brackets: `Mon May  4 10:20:30 2020 [12] loss: 0.5`."""
 _COMMENTED = re.compile(r"^\s*#+(?=Epoch \d|epoch \d|Step \d|step \d)")
 """A record in a comment of a script: `#Epoch 1/10`."""
+_ALLENNLP = re.compile(r"\ballennlp[\w.]* - ([A-Za-z][\w/.-]{0,60}) *\| *(\S+) *\| *(\S+)\s*$")
+"""A row of AllenNLP's table after an epoch: a name, and its value in training and in validation."""
+_SAID = re.compile(
+    r"\s{0,8}((?:[A-Za-z]\w* ){0,3}(?:rewards?|return|loss))(?: \([^()]{1,40}\))? (-?\d+\.\d+|nan|-?inf)\s*"
+)
+"""A name and its value with a blank between, alone in a line: `mean reward (100 episodes) -19.5`."""
+_TIMESTEP = re.compile(r"\s{0,8}(?:[Tt]ime_?[Ss]tep|time step) (\d{1,12})\s*")
+"""The line above them."""
 _STAMPS = re.compile(r"(?<=\s)(?=\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d)")
 """A time, before which another record begins, in a log that lost its line breaks."""
 
 
 _LABEL = re.compile(r"[A-Za-z][\w./ -]{1,30}[:=] ?(?=[-+\d.])")
+ALONE = 80
+"""Longest line of one value."""
 GLUED, OFTEN = 400, 8
 """Fewest characters of a line, and fewest times that it begins with the same name, from which each is a record."""
 
@@ -118,6 +128,10 @@ def rewritten(text: str) -> str:
         text = _without_remark(text)
     if text.lstrip()[:1] == "#":
         text = _COMMENTED.sub("", text)
+    if len(text) < ALONE:
+        text = _said(text)
+    if " | " in text and "allennlp" in text and (row := _ALLENNLP.search(text)):
+        return f"training_{row[1]}: {row[2]}, validation_{row[1]}: {row[3]}"
     if "est epoch: " in text:
         text = _RESTORED.sub("", text)
     if "/" in text[:48] and text.count("  ") and (row := _TWO_COLUMNS.fullmatch(text)):
@@ -165,6 +179,14 @@ def rewritten(text: str) -> str:
         value = found[3][1:] if found[3].startswith("-") else f"-{found[3]}"
         return f"iteration {found[2]} {found[1]}/negative_objective = {value}"
     return _AVERAGE_OBJECTIVE.sub(_negated, _OF_ALL.sub("batch ", text)) if " objf: " in text else text
+
+
+def _said(text: str) -> str:
+    """A line of a name and its value, as another line has them."""
+    if step := _TIMESTEP.fullmatch(text):
+        return f"step: {step[1]}"
+    found = _SAID.fullmatch(text)
+    return text if found is None else f"{found[1]}: {found[2]}"
 
 
 def _counted(found: re.Match[str]) -> str:

@@ -18,6 +18,8 @@ SHAPES = {
         "loss_vae", [0, 500, 1000], [3.5, 0.9, 0.7],
     ),
     "a value at a step": ("".join(f"Cost after iteration {i}: {x}\n" for i, x in ((0, 0.69), (100, 0.58), (200, "nan"))), "Cost", [0, 100, 200], [0.69, 0.58, math.nan]),
+    "allennlp: a table after each epoch": ("".join(f"2019-02-01 07:2{e}:36,509 - INFO - allennlp.training.trainer - {rest}\n" for e, x in ((4, 0.286), (5, 0.245)) for rest in (f"Epoch {e}/19", "                  Training |  Validation", "accuracy      |     0.918  |     0.879", "cpu_memory_MB |  5503.916  |       N/A", f"loss          |     {x}  |     0.507")), "training_loss", [4, 5], [0.286, 0.245]),
+    "a block with a blank before each value": ("".join(f"Timestep {t}\nmean reward (100 episodes) -19.500000\nlearning_rate 0.000100\nloss {x}\n\n" for t, x in ((500000, 0.91), (1000000, 0.52))), "loss", [500000, 1000000], [0.91, 0.52]),
     "a value at an epoch and an iteration": ("".join(f"Loss at epoch {e} and iteration {i} is {x}\nNCE Loss at epoch {e} and iteration {i} is 0.9\n" for e, i, x in ((0, 0, 8.4), (0, 500, 2.1), (1, 0, 1.9))), "Loss", [0, 500, 1000], [8.4, 2.1, 1.9]),
     "an average at a step": ("".join(f"Average loss at step  {i} :  {x}\n" for i, x in ((2000, 4.7), (4000, 4.1))), "Average loss", [2000, 4000], [4.7, 4.1]),
     "a loss of an epoch of several": ("".join(f"Training loss for epoch {i}/3: {x}\n" for i, x in ((1, 4.7), (2, 4.1))), "Training loss", [1, 2], [4.7, 4.1]),
@@ -239,3 +241,10 @@ def test_blocks_are_counted_by_one_key(tmp_path):
     (run,) = read_log(path).runs
     loss = run.of("loss")
     assert loss is not None and loss.steps.tolist() == [30, 40]
+
+
+def test_scores_of_one_line_without_breaks(tmp_path):
+    path = tmp_path / "psnr.txt"
+    path.write_text("===> " + "===> ".join(f"Avg. PSNR: {19 + n / 10:.4f} dB" for n in range(40)) + "\n")
+    (column,) = read_log(path).runs[0].columns
+    assert column.values.tolist() == [round(19 + n / 10, 4) for n in range(40)]
