@@ -19,8 +19,8 @@ from stabwatch.alerts.incidents import Incident, gravest, rank
 from stabwatch.analysis.detectors import detect_in
 from stabwatch.analysis.detectors.robust import SUSTAINED, Array, past_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment, segments
-from stabwatch.analysis.detectors.wording import digits_of
 from stabwatch.analysis.readers.log import LogRun
+from stabwatch.analysis.withdrawn import WITHDRAWN, segment_of
 
 SAME: dict[str, tuple[str, ...]] = {
     "LossSpike": ("LossSpike", "LossShift", "LossDivergence", "Reinitialisation"),
@@ -48,8 +48,6 @@ LATER_FALL = 0.9
 SHARE = 0.25
 """Share of a rise that may come before the change of the data that explains it, and that is learned after one."""
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
-FEW_DIGITS = 2
-"""Digits of a loss that hide how it moves late in a training."""
 HIGH = 1 / 3
 """Share of the height of a spike from which records elsewhere in the curve count as its noise."""
 USUAL = 3.0
@@ -121,7 +119,7 @@ def _explained(incident: Incident, data_changes: Sequence[int], margin: float, f
         return incident
     at = next((step for step in data_changes if abs(incident.first_step - step) <= margin), None)
     if at is None and incident.condition in _RISES:
-        at = _risen_with_data(incident, data_changes, _segment_of(incident, found))
+        at = _risen_with_data(incident, data_changes, segment_of(incident, found))
     if at is None:
         return incident
     text = f"{incident.text} The data changed at step {at}, and the loss was learned again."
@@ -142,7 +140,7 @@ def _of_new_model(
 ) -> Incident:
     """A jump of the loss where the model was changed is information, if the loss falls again: a new head, say."""
     at = next((step for step in model_changes if abs(incident.first_step - step) <= margin), None)
-    if at is None or incident.condition not in _WITH_DATA or not _falls_again(at, _segment_of(incident, found)):
+    if at is None or incident.condition not in _WITH_DATA or not _falls_again(at, segment_of(incident, found)):
         return incident
     text = f"{incident.text} The model has changed at step {at}, and the loss falls since."
     return replace(incident, severity="info", text=text)
@@ -243,11 +241,8 @@ def _joined(detected: Incident, by_rules: Sequence[Incident]) -> Incident:
 
 def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
     """An incident that only rules found; it becomes information if the whole run shows no problem."""
-    if incident.condition == "LearningRateZero" and (text := _never_above_zero(incident, found)):
-        return replace(incident, severity="info", text=text)
-    if incident.condition == "LossConstant" and (text := _too_coarse(incident, found)):
-        return replace(incident, severity="info", text=text)
-    if incident.condition == "Overfitting" and (text := _came_back(incident, found)):
+    withdrawn = WITHDRAWN.get(incident.condition)
+    if withdrawn is not None and (text := withdrawn(incident, found)):
         return replace(incident, severity="info", text=text)
     if not incident.is_problem or (incident.last_step is None and incident.condition != "LossSpike"):
         return incident
@@ -257,7 +252,7 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
         text = f"{incident.text} The run continued at step {incident.last_step}."
         name = "TrainingPaused" if incident.severity == "warning" else "TrainingStopped"
         return replace(incident, condition=name, severity="info", text=text)
-    segment = _segment_of(incident, found)
+    segment = segment_of(incident, found)
     if incident.condition == "LossConstant" and segment is not None and (learned := _learned_later(incident, segment)):
         return replace(incident, severity="info", text=f"{incident.text} {learned}")
     if incident.condition == "LearningRateZero" and segment is not None and not segment.watched:
@@ -296,62 +291,15 @@ def _learned_later(incident: Incident, segment: RunSegment) -> str:
     return f"From step {incident.last_step} on it fell, to {np.median(after[-PART:]):.4g} at the end: a late start."
 
 
-def _too_coarse(incident: Incident, found: Sequence[RunSegment]) -> str:
-    """What to say of a loss from the middle of another trainer's training, printed with too few digits to move."""
-    segment = _segment_of(incident, found)
-    loss = None if segment is None or segment.watched or segment.fresh else segment.finite_loss
-    if loss is None or not len(loss):
-        return ""
-    if digits_of(float(np.median(loss.values))) > FEW_DIGITS:
-        return ""
-    return f"{incident.text} The log prints {FEW_DIGITS} digits at most, and late in a training it may move by less."
-
-
-def _never_above_zero(incident: Incident, found: Sequence[RunSegment]) -> str:
-    """What to say of a learning rate that another trainer's log has as 0 throughout; empty for others."""
-    segment = _segment_of(incident, found)
-    rate = None if segment is None or segment.watched else segment.of("learning_rate")
-    if rate is None or rate.values.any():
-        return ""
-    return (
-        f"The learning rate is printed as 0 in each of its {len(rate)} records: the log has too few digits, or nothing "
-        f"is trained."
-    )
-
-
-def _came_back(incident: Incident, found: Sequence[RunSegment]) -> str:
-    """What to say of a rise of the validation loss, if that was later lower than ever before; empty for others."""
-    segment = _segment_of(incident, found)
-    told = None if segment is None else next((c for c in segment.columns if c.name == incident.signal), None)
-    if told is None or not len(told):
-        return ""
-    before = told.steps <= incident.first_step
-    earlier, later = told.values[before], told.values[~before]
-    if not np.isfinite(earlier).any() or not np.isfinite(later).any():
-        return ""
-    at = int(np.nanargmin(later))
-    if later[at] >= np.nanmin(earlier):
-        return ""
-    return f"{incident.text} It was {later[at]:.4g} at step {told.steps[~before][at]}, lower than ever before."
-
-
 def _is_usual(incident: Incident, found: Sequence[RunSegment]) -> bool:
     """Whether a pause that a rule found is no longer than others between two records of another trainer's log."""
-    segment = _segment_of(incident, found)
+    segment = segment_of(incident, found)
     if incident.condition != "TrainingStopped" or incident.last_step is None or segment is None or segment.watched:
         return False
     known = np.isfinite(segment.times)
     gaps, steps = np.diff(segment.times[known]), segment.steps[known]
     here = gaps[(steps[:-1] >= incident.first_step) & (steps[1:] <= incident.last_step)]
     return len(gaps) > 1 and len(here) > 0 and float(here.max()) <= USUAL * float(np.median(gaps))
-
-
-def _segment_of(incident: Incident, found: Sequence[RunSegment]) -> RunSegment | None:
-    """The segment in which an alert fired."""
-    for segment in found:
-        if len(segment.steps) and segment.steps[0] <= incident.first_step <= segment.steps[-1]:
-            return segment
-    return None
 
 
 def _as_high_elsewhere(incident: Incident, segment: RunSegment) -> int:

@@ -53,6 +53,9 @@ KERAS_BAR = "{0}/511502 [==>...........................] - ETA: 63s - loss: {1}"
 DEPTH = "Epoch: 0{0} - 025\n [=========>]  St 6057/6057  Tot: 41m50s | Rem: 10h28s | Depth Loss: {1} ({2})9)\n [=== 654/654 ===>]  Step: 05{3}ms | Tot: 35s649ms | Rem: 08m34s"
 EVALUATED = "step {0}: train loss {1}, val loss {2}"
 FAIRSEQ_EPOCH = "| epoch 0{0} | loss {1} | nll_loss 4.984 | ppl 31.65 | num_updates {2} | lr 0.0006 | gnorm 0.390 | loss_scale {3} | wall 23080"
+GAN_EPOCH = "epoch: {0},  G_loss: {1},  D_loss: {2}"
+SEGAN = "(Iter {0}) Batch {0}/9000 (Epoch 1) d_real:{1}, d_fake:{2}, g_adv:{3}, g_l1:{4} l1_w: 100.00, btime: 0.38 s"
+NO_NAME = "Epoch {0}/9\n1/1 [==============================] - 8s 8s/step - loss: {1} - accuracy: {2} - val_loss: {3} - val_accuracy: 0.25"
 FALLS = [(29, 1, 50, 1.2, 2.31), (30, 1, 100, 1.1, 2.11), (31, 1, 150, 1.05, 2.01)]
 
 TROUBLE = {
@@ -103,6 +106,12 @@ TROUBLE = {
     "a distance without a bound": ("[8/20][100/782] d_loss: -561234567.2 g_loss: 2.1 gp: 0.1\n", "LossDivergence", 100),
     "a value beyond the rewards": (_lines(RSL_RL, [(3097, 22878095257.6, 24775.79)]), "LossDivergence", 3097),
     "the letters of two networks": (_lines("  0%|#     | {0}/1000000 [12:45:01<5106:48:53, 18.43s/it]G: nan | MSG: nan | D: nan | GP: 10.00", [(2400,), (2420,)]), "NonFinite", 2400),
+    "a discriminator whose loss ends at nothing": (_lines(GAN_EPOCH, [(10 * n, 6 + n, f"{10.0 ** -n / 250:.6f}") for n in range(9)]), "DiscriminatorCollapse", 20),
+    "a discriminator of exactly 0 in whole epochs": (_lines("Epoch {0}/200 | train: {1} | d_loss: {2} | val: 0.0007", [(1, 0.00074, 1.2665), (180, 0.0074, "0.000000"), (200, 0.0079, "0.000000")]), "DiscriminatorCollapse", 180),
+    "two parts of a discriminator that are nothing": (_lines(SEGAN, [(50 * n, *(("0.0650", "0.1554", 0.75) if n < 8 else ("0.0000", "0.0001", 1 - n % 3 / 1000)), round(3 - n / 20, 2)) for n in range(1, 40)]), "DiscriminatorCollapse", 400),
+    "outputs that are exactly 0 or 1": (_lines(KERAS, [(n, round(15.3332 * (1 - x), 4), x) for n, x in enumerate((0.5003, 0.4981, 0.5012, 0.4999, 0.5), 1)]), "NotLearning", 1),
+    "a loss of 0 in the first epochs": (_lines("12 Nov 21:1{0} INFO epoch {0} training [time: 16.26s, train loss: 0.0000]", [(n,) for n in range(3)]), "LossTooGood", 0),
+    "both losses jump in the second epoch of two, in a comment": (_lines(NO_NAME, [(1, 1.03, 0.6, 5.6), (2, 7.36, 0.8, 49.9)]).replace("Epoch", "#Epoch").replace("1/1 [", "#1/1 ["), "LossDivergence", 2),
     "a discriminator that is certain": (_lines(DCGAN, [(0, 0, 1.8, 8.1, 0.4317, 0.3617), *((1, 10 * i, "0.0000", 57.1, "1.0000", "0.0000") for i in range(4))]), "DiscriminatorCollapse", 32),
     "an objective that explodes": (_lines("iter:{0:05} sq. rec. err:  0.79; obj:{1};", [(2, " 0.8761"), (3, "  1.514"), (4, "  1.649"), (5, "  2.981"), (6, "  14.77"), (7, "1.6e+11"), (8, "    Inf"), (9, "    NaN")]), "NonFinite", 8),
     "a quoted objective": ("> obj_dil_seg32x: NaN obj_ero_seg32x: NaN objective_32x: NaN\n", "NonFinite", 0),
@@ -160,6 +169,13 @@ CALM = {
     "a generator without an adversary yet": _lines(GAN, [(n, "0.00000000", "0.00000000") for n in range(6)]),
     "a generator whose loss is a hinge": _lines(GAN, [(n, 0.4 + n / 100, "0.00000000") for n in range(6)]),
     "a value loss of large rewards": _lines(RSL_RL, [(3097, 132067531.25, 24775.79)]),
+    "a discriminator of little loss, and a generator that is near": _lines(GAN_EPOCH, [(10 * n, 0.7, "0.000010") for n in range(9)]),
+    "a regression with accuracies": _lines(KERAS + " - val_loss: {3} - val_accuracy: 0.0000e+00", [(n, x, a, v) for n, (x, a, v) in enumerate(((0.158, 0, 0.019), (0.064, 0.01, 0.067), (0.061, 0.01, 0.016), (0.036, 0.01, 0.010), (0.041, 0, 0.013), (0.038, 0.01, 0.029)), 1)]),
+    "a hinge loss of 0 in some records": _lines(GAN_EPOCH, [(2 * n, round(9 + 3 * (n % 3) / 2, 3), "0.000000") for n in range(6)]),
+    "parts of a discriminator that are small now and then": _lines(SEGAN, [(50 * n, *(("0.0650", "0.1554") if n % 3 else ("0.0000", "0.0001")), 1 - n % 3 / 9, 2) for n in range(1, 40)]),
+    "an overconfident model": _lines(KERAS, [(20 + n, round(15.4 * (1 - x), 4), x) for n, x in enumerate((0.951, 0.95, 0.952, 0.951))]),
+    "a loss of 0 after many epochs": _lines("12 Nov 21:1{0} INFO epoch 5{0} training [time: 16.26s, train loss: 0.0000]", [(n,) for n in range(3)]),
+    "two epochs that go up": _lines(NO_NAME, [(1, 1.03, 0.6, 1.6), (2, 1.96, 0.5, 2.9)]),
     "a discriminator that is ahead": _lines(DCGAN, [(0, 10 * i, 0.3, 4.1, 0.92, 0.08 + i / 100) for i in range(6)]),
     "validations that differ in the last digit": _lines("Epoch {0}: train_loss: {1} val_loss: 0.66 val_accuracy: 0.567{0}", [(i, round(0.6 - i / 100, 2)) for i in range(1, 7)]),
     "a loss that jumps alone": _lines(MMDET + ", grad_norm: {5}", [(30, 1, 1020, 0.5, 2.32, 4.7), (31, 1, 1050, 0.6, 9.4, 8.3), (32, 1, 1080, 0.5, 2.53, 24.2)]),

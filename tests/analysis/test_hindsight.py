@@ -328,3 +328,13 @@ def test_a_new_head_that_is_learned_is_no_divergence(stepped, tmp_path):
     jumps = [i for i in found.incidents if i.condition in ("LossDivergence", "LossShift", "LossSpike")]
     assert jumps
     assert all(("The model has changed at step 120" in i.text) == stepped == (not i.is_problem) for i in jumps)
+
+
+def test_a_loss_of_two_levels_does_not_diverge():
+    rng = np.random.default_rng(6)
+    high = rng.random(600) < np.where(np.arange(600) < 60, 0.5, 0.75)
+    loss = np.where(high, 4.9, 0.7) + 0.3 * rng.standard_normal(600)
+    found = analysed(run_of(loss=loss))
+    rises = [i for i in found.incidents if i.condition == "LossDivergence"]
+    assert rises and not [i for i in found.incidents if i.is_problem]
+    assert all("the loss has two levels" in i.text for i in rises)

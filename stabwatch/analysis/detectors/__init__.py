@@ -122,6 +122,8 @@ def _detected(segment: RunSegment) -> list[Incident]:
     gone = min((i.first_step for i in found if i.condition == "LossDivergence"), default=None)
     own = [i.first_step for i in found if i.signal and i.condition in _OF_LOSS and i.is_problem]
     found = [i for i in found if i.signal or i.is_problem or i.condition not in _OF_LOSS or i.first_step not in own]
+    told = [i.first_step for i in found if i.is_problem and i.condition in _OF_LOSS and not i.signal]
+    found = [i for i in found if i.condition != "LossOutliers" or i.first_step not in told]
     return [i for i in found if i.condition != "LossOutliers" or gone is None or (i.last_step or 0) < gone]
 
 

@@ -24,7 +24,9 @@ NOTHING = 0.01
 """Share of its first level below which the loss of a discriminator is nothing."""
 LONG = 0.25
 """Share of the records at the end for which it is nothing."""
-_MADE = re.compile(r"(?:^|[/_ ])(?:adv|adversarial|g|gen|generator|errg)(?:_\w+)?_loss$|(?:^|[/_ ])(?:errg|loss_g\w*)$")
+_MADE = re.compile(
+    r"(?:^|[/_ ])(?:adv|adversarial|g|gen|generator|errg)(?:_\w+)?_loss$|(?:^|[/_ ])(?:errg|loss_g\w*)$|^generator$"
+)
 """The loss of a generator."""
 _ACCURACY = re.compile(r"(?:^|[/_ ])(?:acc|accuracy)$")
 GONE = 100.0
@@ -37,6 +39,20 @@ CERTAIN, IN_THE_LAST, FAR = 1e-3, 4, 10.0
 """Distance of the outputs of a discriminator from 1 and 0, records at the end, and the least loss of the generator."""
 SOME, MOSTLY, AWAY = 8, 0.75, 5.0
 """Fewest records of a discriminator whose loss is exactly 0, their least share, and the least loss of the generator."""
+ENDS, LEFT, THIRD = 6, 1e-4, 3
+"""Fewest records, the largest loss of a discriminator that is nothing in the last third of them, and at least three."""
+EPOCHS, BEGAN = 2, 0.1
+"""Fewest epochs whose mean loss is exactly 0 at the end, and the least loss in the first: a few samples would show."""
+_OF_REAL, _OF_FAKE = (
+    re.compile(rf"(?:^|[/_ ])(?:(?:loss_)?(?:d|disc|discriminator)_{kind}(?:_loss)?|(?:d|disc)_loss_{kind})$")
+    for kind in ("real", "fake")
+)
+"""Losses of a discriminator for real and for made samples."""
+_AGAINST = re.compile(r"(?:^|[/_ ])(?:g_adv|g_gan|adv|g_fake|loss_g_gan|gan)(?:_loss)?$")
+"""The part of the loss of a generator that comes from the discriminator."""
+HALF, SQUARE, FIXED = 0.5, 1.0, 0.01
+"""Share of the records at the end, and the part of the generator for outputs of exactly 0, squared from 1, and its
+largest distance from that."""
 _REAL, _FAKE = re.compile(r"^d\(x\)$"), re.compile(r"^d\(g\(z\)\)$")
 """Outputs of a discriminator for real and made samples."""
 FOOLED = 2 * math.log(2)
@@ -54,6 +70,8 @@ def find(segment: RunSegment) -> list[Incident]:
     lost = (
         _discriminator(segment)
         or _nothing_left(segment)
+        or _nothing_at_the_end(segment)
+        or _both_are_nothing(segment)
         or _won(segment)
         or _certain(segment)
         or _fooled(segment)
@@ -136,6 +154,53 @@ def _nothing_left(segment: RunSegment) -> list[Incident]:
     )
     found = to_the_end(loss, start, text, condition="DiscriminatorCollapse", signal=loss.name)
     return [replace(found, confidence="possible")]
+
+
+def _nothing_at_the_end(segment: RunSegment) -> list[Incident]:
+    """The loss of the discriminator is nothing in the last third of a few records, and the generator is far from it;
+    or it is exactly 0 in whole epochs."""
+    loss, made = finite_of(segment, _DISCRIMINATOR), finite_of(segment, _MADE)
+    if loss is None or not 0 < len(loss) < FEWEST or loss.values.min() < 0:
+        return []
+    last = max(len(loss) // 3, THIRD)
+    away = made is not None and len(made) >= last and float(made.values[-last:].min()) >= AWAY
+    few = len(loss) >= ENDS and away and float(loss.values[-last:].max()) <= LEFT < loss.values[0]  # a hinge is 0 often
+    start = _last_above(loss.values, LEFT if few else 0.0) + 1
+    epochs = segment.run.step_unit == "epoch" and len(loss) - start >= EPOCHS and float(loss.values[0]) >= BEGAN
+    if not (few or epochs):
+        return []
+    beside = f", while that of the generator is {made.values[-1]:.4g}" if away and made is not None else ""
+    worst = float(loss.values[start:].max())
+    text = (
+        f"The loss of the discriminator ('{loss.name}') is {f'at most {worst:.2g}' if worst else '0'} in the last "
+        f"{number_of(len(loss) - start)}, from step {loss.steps[start]} on{beside}: it tells made samples from real "
+        f"ones without error, and the generator learns nothing from it." + how_sure(len(loss), "possible")
+    )
+    found = to_the_end(loss, start, text, condition="DiscriminatorCollapse", signal=loss.name)
+    return [replace(found, confidence="possible")]
+
+
+def _both_are_nothing(segment: RunSegment) -> list[Incident]:
+    """The losses of the discriminator for real and for made samples are nothing in the later half, and what the
+    generator gets from it does not move."""
+    real, fake, made = (finite_of(segment, name) for name in (_OF_REAL, _OF_FAKE, _AGAINST))
+    if real is None or fake is None or made is None or len(real) < FEWEST or not len(real) == len(fake) == len(made):
+        return []
+    half = slice(int(HALF * len(real)), None)
+    both, against = real.values[half] + fake.values[half], made.values[half]
+    level = float(np.median(against))
+    still = abs(level - SQUARE) <= FIXED and float(np.quantile(np.abs(against - level), MOSTLY)) <= FIXED
+    if real.values.min() < 0 or fake.values.min() < 0 or float(np.quantile(both, MOSTLY)) > WON:
+        return []
+    if not (still or level >= AWAY):
+        return []
+    text = (
+        f"The losses of the discriminator, '{real.name}' and '{fake.name}', are together at most {WON:g} in three "
+        f"quarters of the later records ({np.median(both):.2g} in the middle), and '{made.name}' stays at {level:.4g}: "
+        f"it tells made samples from real ones without error, and the generator learns nothing from it."
+    )
+    start = int(np.argmax(real.values + fake.values <= WON))
+    return [to_the_end(real, start, text, condition="DiscriminatorCollapse", signal=real.name)]
 
 
 def _certain(segment: RunSegment) -> list[Incident]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +35,8 @@ MOST = 8
 """Most validations of an excerpt that ends while both losses rise; in a longer one, a rise has a detector."""
 BOTH_RISE = (1.5, 3.0, 3.0)
 """Ratios of the last training loss to all before and to the one before, and of the last validation to all before."""
+ONLY_TWO = 4.0
+"""Ratio of the second to the first of both losses, in a log of two records."""
 MOVES = 0.98
 """The same where the accuracy of all validations is one number."""
 LEARNED = 0.9
@@ -48,7 +51,7 @@ def find(segment: RunSegment) -> list[Incident]:
         return wild
     if loss is None or len(loss) < FEWEST or loss.role != "loss" or not segment.fresh or not segment.must_fall:
         return _apart(segment)
-    return _apart(segment) or _one_answer(segment, loss)
+    return _apart(segment) or _one_answer(segment, loss) or _none_right(segment)
 
 
 def _wild(told: Column) -> list[Incident]:
@@ -152,9 +155,9 @@ def _diverges(told: Column) -> list[Incident]:
 def _both_rise(loss: Column, told: Column) -> list[Incident]:
     """The last training loss and the last validation loss are far above all before: a rise in both is no noise."""
     ours, theirs = loss.values, told.values
-    if len(ours) != len(theirs) or len(ours) < FEWEST or ours.min() <= 0 or theirs.min() <= 0:
+    if len(ours) != len(theirs) or ours.min() <= 0 or theirs.min() <= 0:
         return []
-    over, step, other = BOTH_RISE
+    over, step, other = BOTH_RISE if len(ours) >= FEWEST else (ONLY_TWO,) * 3
     if ours[-1] < over * ours[:-1].max() or ours[-1] < step * ours[-2] or theirs[-1] < other * theirs[:-1].max():
         return []
     text = (
@@ -185,6 +188,25 @@ def _one_answer(segment: RunSegment, loss: Column) -> list[Incident]:
         text += how_sure(len(column), "possible")
         return [to_the_end(column, start, text, condition="EvaluationApart", signal=column.name, confidence="possible")]
     return []
+
+
+def _none_right(segment: RunSegment) -> list[Incident]:
+    """No answer of any validation is right, and its loss rises, while some of training are right."""
+    told = segment.of("eval_loss")
+    accuracies = [c for c in segment.columns if ACCURACY.search(plain(c.name)) and len(c) >= SAME]
+    none = next((c for c in accuracies if is_eval(c.name) and not c.values.any()), None)
+    learned = any(c.values[-1] > c.values[0] for c in accuracies if not is_eval(c.name))
+    if told is None or none is None or not learned or told.values.min() <= math.log(2):  # a regression has none
+        return []
+    if told.values[-1] < RISES * told.values[0]:
+        return []
+    text = (
+        f"'{none.name}' is 0 in each of {number_of(len(none), 'validation')}, and '{told.name}' rises from "
+        f"{told.values[0]:.4g} to {told.values[-1]:.4g}, while training learns: does the evaluation have classes "
+        f"that training lacks, as after a split of sorted data?"
+    )
+    text += how_sure(len(none), "possible")
+    return [to_the_end(none, 0, text, condition="EvaluationApart", signal=none.name, confidence="possible")]
 
 
 def _beside(loss: Column, told: Column) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

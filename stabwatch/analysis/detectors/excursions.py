@@ -44,6 +44,8 @@ ONSET = 1.4
 """Ratio to the lowest record before from which one that is below the next belongs to the rise."""
 LONG = 104
 """Fewest records whose changes, relative to the level, show a usual size: three blocks, and one that may be cut."""
+UNITS = 5.0
+"""Units of the last printed digit that a single record rises by at least."""
 FEWEST = 4
 """Fewest differences for a scatter."""
 ROUGH = 1.5
@@ -136,7 +138,7 @@ def outliers(values: Array, reference: Reference, taken: list[Excursion]) -> lis
     if len(values) < 2 * BASE:
         return []
     rise = values - reference.base
-    high = rise > SHORT_RISE * reference.scale
+    high = rise > np.fmax(SHORT_RISE * reference.scale, UNITS * print_unit(values))
     if high.any():
         usual = local_scatter(rise)
         if values.min() > 0:  # where a curve falls to a tenth, its noise does too

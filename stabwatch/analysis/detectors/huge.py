@@ -18,8 +18,10 @@ TIMES = 1e4
 """Ratio to the usual size of a loss."""
 ABOVE_OTHERS = 100.0
 """Ratio to the largest of all other records."""
-LEAST = 1e6
-"""Smallest such loss: below it, a loss of another unit may be as large."""
+LEAST, RECORDS = 1e6, 20
+"""Smallest such loss of a few records: below it, a loss of another unit may be as large; and fewest records that show
+the unit, of which the smallest such loss is `SMALL` times `TIMES`."""
+SMALL = 0.1
 FEWEST = 4
 """Fewest records that show what is usual."""
 
@@ -45,7 +47,8 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     sizes = np.abs(loss.values)
     usual = float(np.sort(sizes)[(len(sizes) - 1) // 2])
-    high = sizes >= max(TIMES * usual, LEAST)
+    least = TIMES * SMALL if len(sizes) >= RECORDS else LEAST
+    high = sizes >= max(TIMES * usual, least)
     others = float(sizes[~high].max(initial=0.0))
     high &= sizes >= ABOVE_OTHERS * others
     if segment.fresh and high[0]:  # a bad start, up to the first usual record

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
-from stabwatch.analysis.detectors import never_learns
+from stabwatch.analysis.detectors import never_learns, saturated
 from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.never_learns import ACCURACY, CLASSES
 from stabwatch.analysis.detectors.robust import Array, level
@@ -108,7 +108,7 @@ def _reason_of_few(segment: RunSegment, loss: Column) -> str:
     guessed = _guesses(segment, loss)
     if guessed:
         return guessed
-    told = never_learns.reason(segment, loss)
+    told = never_learns.reason(segment, loss) or saturated.reason(segment, loss)
     if told:
         return told
     right = _same(segment, loss, lambda name: ACCURACY.search(plain(name)) is not None)

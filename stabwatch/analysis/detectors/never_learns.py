@@ -63,7 +63,7 @@ def reason(segment: RunSegment, loss: Column) -> str:
     )
 
 
-def _accuracies(segment: RunSegment, loss: Column) -> Iterator[tuple[Column, Array]]:
+def accuracies(segment: RunSegment, loss: Column) -> Iterator[tuple[Column, Array]]:
     """Accuracies that are printed as often as the loss, and their values as shares."""
     for column in segment.columns:
         if ACCURACY.search(plain(column.name)) and len(column) >= len(loss) and np.isfinite(column.values).all():
@@ -75,7 +75,7 @@ def _stuck(segment: RunSegment, loss: Column) -> str:
     rest = loss.values[1:]
     if segment.run.step_unit != "epoch" or len(rest) < STUCK or np.ptp(rest) != 0 or rest[0] == 0:
         return ""
-    for column, share in _accuracies(segment, loss):
+    for column, share in accuracies(segment, loss):
         if np.ptp(share[1:]) == 0 and 0 < share[1] < 1:
             return (
                 f"From step {loss.steps[1]} on, the {segment.loss_name} is {rest[0]:.6g} and the accuracy "
@@ -99,7 +99,7 @@ def _at_chance(segment: RunSegment, loss: Column) -> str:
         falls = float(np.median(ratio[half:])) < (1 - NEAR) * float(ratio[:half].min())
         if abs(float(np.median(ratio)) - 1) > NEAR or ratio.min() < LEAST or falls:
             continue
-        for column, share in _accuracies(segment, loss):
+        for column, share in accuracies(segment, loss):
             middle, chance = float(np.median(share)), 1 / classes + min(CHANCE, 0.2 / classes)
             if few and float(np.ptp(share)) > min(CHANCE, 0.2 / classes):
                 continue
@@ -120,7 +120,7 @@ def _never_below(segment: RunSegment, loss: Column) -> str:
     """The loss is never below its first value, and the accuracy does not rise."""
     if len(loss) < ABOVE or loss.values[1:].min() < loss.values[0]:
         return ""
-    told = [(c, share) for c, share in _accuracies(segment, loss) if not is_eval(c.name)]
+    told = [(c, share) for c, share in accuracies(segment, loss) if not is_eval(c.name)]
     if not told or any(share[0] > LOW or float(share.max()) > share[0] + GAINED for _, share in told):
         return ""
     column = told[0][0]
@@ -140,7 +140,7 @@ def _stays_flat(segment: RunSegment, loss: Column) -> str:
     late = float(np.median(values[-max(len(values) // 3, 2) :]))
     if late < FELL * float(values[0]) or np.ptp(values[1:]) > WIDTH * float(np.median(values)):
         return ""
-    told = list(_accuracies(segment, loss))
+    told = list(accuracies(segment, loss))
     if any(share.max() > LOW + CHANCE or not _is_flat(share) for _, share in told):
         return ""
     if not told and (not epochs or len(values) < ALONE or _others_move(segment, loss)):
@@ -163,7 +163,7 @@ def _settles_at_once(segment: RunSegment, loss: Column) -> str:
     moved = abs(float(np.median(rest[half:])) - float(np.median(rest[:half])))
     if level < SETTLED * float(loss.values[0]) or rest.std() > STEADY * level or moved > rest.std() / 2:
         return ""
-    if any(not _is_flat(share) for _, share in _accuracies(segment, loss)):
+    if any(not _is_flat(share) for _, share in accuracies(segment, loss)):
         return ""
     return (
         f"The {segment.loss_name} is at {level:.4g} after {number_of(first)} ({loss.values[0]:.4g} at first), and "

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.detectors import descents, level_steps, short_curves
+from stabwatch.analysis.detectors import descents, level_steps, short_curves, towers
 from stabwatch.analysis.detectors.excursions import (
     EXCERPT,
     Excursion,
@@ -26,7 +26,7 @@ from stabwatch.analysis.readers.names import CAMEL, is_perplexity, plain, role_o
 _FREE = re.compile(
     r"(?<![a-z])(?:ep_ret|ep(?:isode)?_(?:(?:average|avg|mean)_)?score|(?:avg|mean|average|ep|episode|cumulative)_r|rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|(?:policy(?:_gradient)?|actor|critic)_loss"
     r"|approx_kl|advantages?|[gd]_loss|loss_[gd]|loss/[gd]|gen(?:erator)?[_ ]?loss|disc(?:riminator)?[_ ]?loss"
-    r"|loss_(?:gen|dis)\w*|[gd]_(?:gan|real|fake|[ab]))(?![a-z])",
+    r"|loss_(?:gen|dis)\w*|[gd]_(?:gan|real|fake|[ab])|^(?:generator|discriminator)$)(?![a-z])",
     re.IGNORECASE,
 )
 """Columns of reinforcement learning and adversarial training, whose losses need not fall. Rewards of preference
@@ -100,7 +100,7 @@ class RunSegment:
         found = short_curves.explosion(loss.values) if self.fresh or len(loss) <= EXCERPT else []
         found = found or excursions(loss.values, self.reference, self.fresh, self.dies)
         found = found or short_curves.spikes(loss.values, self.fresh) or level_steps.steps_up(loss.values)
-        found = found or descents.breaks(loss.values)
+        found = found or descents.breaks(loss.values) or towers.towers(loss.values)
         return [from_its_onset(loss.values, e) for e in found] if self.fresh else found
 
     @cached_property

@@ -31,7 +31,8 @@ ALWAYS = 8
 ALL = 5
 """Fewest records, all 0, that are reported."""
 PARTS = 3
-"""The same, if all parts of the loss are 0 too. If the gradient norm is, one is enough."""
+"""The same, if all parts of the loss are 0 too, or if they are the first epochs. If the gradient norm is 0, one is
+enough."""
 FEWEST = 3
 """Fewest records of a loss that falls."""
 TINY = 1e-15
@@ -61,7 +62,8 @@ def find(segment: RunSegment) -> list[Incident]:
     nothing = norm is not None and len(norm) >= len(loss) and not norm.values.any()
     parts = [c for c in segment.columns if c.role == "component"]
     empty = len(parts) > 1 and not any(c.values.any() for c in parts)
-    if not values.any() and (nothing or len(values) >= (PARTS if empty else ALL)) and loss.role == "loss":
+    first = segment.fresh and segment.run.step_unit == "epoch" and not segment.watched
+    if not values.any() and (nothing or len(values) >= (PARTS if empty or first else ALL)) and loss.role == "loss":
         return [_always(loss, nothing)]
     if len(values) < FEWEST:
         return []

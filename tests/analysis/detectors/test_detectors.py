@@ -175,6 +175,10 @@ def test_bad_batches_heavy_tails_and_humps_are_notes():
     loss = calm_curve(1500)
     loss[[700, 918, 946]] *= [1.5, 1.6, 3.0]
     assert noted(run_of(loss=loss)) == {"LossOutliers"}
+    digits = np.where(np.arange(400) % 50 == 49, np.arange(400) % 4 * 1e-4, 0.0)
+    assert not noted(run_of(loss=digits))
+    loss[[700, 701]] = 50_000.0
+    assert [i.condition for i in detect(run_of(loss=loss))] == ["LossSpike"]
     hump = [12.4, 12.4, 44.0, 40.0, 30.0, 20.0, *calm_curve(60)]
     assert noted(run_of(loss=hump)) == {"EarlyLossHump"}
     assert not troubles(run_of(loss=[14.1, 76.8, 31.7, 21.1, 17.0], steps=[20, 30, 40, 50, 60]))
@@ -433,3 +437,18 @@ def test_a_lower_scale_in_records_is_not_called_overflows():
     (found,) = [i for i in detect(run_of(loss=list(np.linspace(7, 4, 9)), loss_scale=scale)) if i.is_problem]
     assert found.text.startswith("The loss scale collapses at step 1: from 64 to 0.1 in 3 records. Below 1,")
     assert found.evidence == ("3 records with a lower scale, from step 1 to 4.",)
+
+
+def test_a_long_span_above_all_others_is_no_noise_of_a_wild_curve():
+    rng = np.random.default_rng(0)
+    loss = 5 * np.exp(1.2 * rng.standard_normal(900))
+    loss[150:450] = 3e3 * np.exp(rng.standard_normal(300))
+    spike = only(run_of(loss=loss), "LossSpike")
+    assert abs(spike.first_step - 150) <= 2 and abs(spike.last_step - 449) <= 2
+
+
+def test_no_right_answer_in_any_validation_whose_loss_rises():
+    columns = {"loss": np.linspace(4.6, 4.4, 8), "eval_loss": np.linspace(4.8, 6.3, 8)}
+    accuracy = {"other__acc": np.linspace(0, 0.05, 8), "other__val_acc": np.zeros(8)}
+    assert only(run_of(**columns, **accuracy), "EvaluationApart").signal == "val_acc"
+    assert not troubles(run_of(**columns, other__acc=np.zeros(8), other__val_acc=np.zeros(8)))
