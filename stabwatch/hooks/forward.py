@@ -34,8 +34,7 @@ from stabwatch.kernels.where import compilers_used
 from stabwatch.runlog import Accumulator
 
 WITHIN_TRANSFORM = (
-    "the model was called inside a transformation of `torch.func` (`grad`, `vmap`), where nothing is measured, and no "
-    "optimizer step was seen. Give the parameters their gradients and an optimizer, and its steps are recorded"
+    "the model was called inside a transformation of `torch.func` (`grad`, `vmap`), where nothing is measured"
 )
 
 

@@ -151,7 +151,7 @@ class StepTaps:
         self._check_replicas()
         if flags.sampled:
             if not closure:
-                isolate(layers.GRADIENT, self._parameters.measure_gradients, optimizer)
+                isolate(layers.GRADIENT, self._parameters.read_gradients, optimizer)
             isolate(layers.WEIGHT, self._parameters.measure_weights, optimizer)
             isolate(layers.CHANGE, self._parameters.snapshot, optimizer, closure)
         if self._probes.wanted:
@@ -251,7 +251,7 @@ class StepTaps:
         if flags.sampled:
             if closure:
                 isolate(layers.GRADIENT, self._parameters.read_gradients, optimizer)
-                isolate(layers.GRADIENT, self._parameters.add_gradients)
+            isolate(layers.GRADIENT, self._parameters.add_gradients)
             self._tell_estimates()
             isolate(layers.CHANGE, self._parameters.measure_updates)
         if flags.deep:

@@ -119,7 +119,7 @@ def read_state(state: Mapping[str, Any]) -> tuple[Path, int]:
 
 def has_run(folder: Path) -> bool:
     """Is there a run in a folder, which a training can go on with?"""
-    return (folder / META).exists()
+    return os.path.exists(folder / META)
 
 
 def starts_so_far(path: Path) -> int:

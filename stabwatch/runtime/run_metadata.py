@@ -78,7 +78,7 @@ def labels_in(path: Path, config: Config) -> Labels:
     except RunLogError:
         earlier = Labels()
     labels = earlier.changed(add=config.tags, name=config.name or None, notes=config.notes or None)
-    if (path / LABELS).exists():
+    if os.path.exists(path / LABELS):  # False for a path that the system refuses
         with suppress(OSError):
             write_labels(path, labels)
     return labels
@@ -120,7 +120,7 @@ def open_folder(path: Path, meta: Meta) -> RunFolder:
     """
     try:
         return _claimed(path, meta)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that the locale cannot encode
         other = Path(tempfile.mkdtemp(prefix="stabwatch-")) / meta.run
         folder = _claimed(other, meta)
         say(f"the run folder cannot be made ({error}); using {other} instead.")
@@ -137,13 +137,19 @@ def how_it_ended(error: BaseException | None) -> str:
 def _claimed(path: Path, meta: Meta) -> RunFolder:
     for number in count(1):
         suffix = "" if number == 1 else f"-{number}"
-        folder = path.with_name(path.name + suffix)
+        folder = _beside(path, suffix)
         lock = RunLock.take(folder)
         if lock is not None:
             break
     if suffix:
         say(f"another run is being written to {path}; this one goes to {folder}.")
     return RunFolder(folder, replace(meta, run=meta.run + suffix), lock)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """`path` with a suffix to its name; a path may be `.`, which has none."""
+    whole = path.absolute()
+    return whole.parent / (whole.name + suffix) if suffix else path
 
 
 def learning_rate(optimizer: Any, inner: Any = None) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from stabwatch.hooks.base.tensors import first_tensor
+from stabwatch.hooks.forward import WITHIN_TRANSFORM
 
 PATIENCE = 10
 """Steps of optimizers, or training forwards of the model, by which there should be a record."""
@@ -17,6 +18,8 @@ PART, USUAL = 0.25, 16
 """Forwards since the last step, as a share of all, and over those of a usual step: the program steps no more."""
 KEY = "stabwatch"
 """Under which the graph of the first forward holds something of ours, to show that it is still kept."""
+TO_BE_RECORDED = "Give the parameters their gradients and an optimizer, and its steps are recorded"
+"""What to do where gradients are computed by `torch.func`."""
 NAMED = 3
 """Optimizers that a sentence names."""
 
@@ -137,6 +140,8 @@ class Silence:
                 "no training forward of the model and no optimizer step was seen after the watch began, which was "
                 f"before step {self._first_step}, counted from 0"
             )
+        if noted == WITHIN_TRANSFORM:
+            return f"{noted}, and no optimizer step was seen. {TO_BE_RECORDED}"
         return noted or (
             "no training forward of the model and no optimizer step was seen: the model was not trained, or it was "
             "compiled and called before `attach`"

@@ -92,11 +92,23 @@ def test_a_file_system_without_locks_excludes_nothing(tmp_path, monkeypatch) -> 
     assert RunLock.take(tmp_path / "run") is not None
 
 
-def test_a_folder_that_cannot_be_made_is_replaced_and_said(tmp_path, capsys) -> None:
+@pytest.mark.parametrize("name", ["file/run", "long" * 100, "null\0byte"])
+def test_a_folder_that_cannot_be_made_is_replaced_and_said(name, tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("")
-    watch = trial(run_dir=tmp_path / "file" / "run")
+    watch = trial(run_dir=tmp_path / name)
     assert "cannot be made" in capsys.readouterr().err and Path(watch.run_dir).is_dir()
     watch.detach()
+    assert len(read_run(watch.run_dir).steps) == 3
+
+
+def test_the_working_directory_can_be_a_run_folder_and_be_taken(tmp_path, monkeypatch) -> None:
+    """`Path(".")` has no name that a suffix could follow."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    watches = [trial(run_dir=".") for _ in range(2)]
+    for watch, name in zip(watches, ("here", "here-2"), strict=True):
+        watch.detach()
+        assert len(read_run(tmp_path / name).steps) == 3
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from stabwatch.analysis import analyze
 from stabwatch.cli.app import app
 from stabwatch.hooks.forward import WITHIN_TRANSFORM
+from stabwatch.runtime.silence import TO_BE_RECORDED
 
 
 def net() -> nn.Sequential:
@@ -218,7 +219,7 @@ def test_gradients_that_torch_func_computes_are_said_to_be_unseen(attach, caplog
     for _ in range(3):
         values = {name: values[name] - 0.1 * g for name, g in loss(values, torch.randn(3, 4)).items()}
     said = reasons(attach.finish())
-    assert said == [f"nothing is recorded: {WITHIN_TRANSFORM}"]
+    assert said == [f"nothing is recorded: {WITHIN_TRANSFORM}, and no optimizer step was seen. {TO_BE_RECORDED}"]
 
 
 def test_a_step_of_an_optimizer_beside_torch_func_is_recorded(attach) -> None:
@@ -233,3 +234,5 @@ def test_a_step_of_an_optimizer_beside_torch_func_is_recorded(attach) -> None:
         optimizer.step()
     log = attach.finish()
     assert len(log.series("gradient_norm")[1]) == 3 and not reasons(log)
+    (coverage,) = [event.data for event in log.events if event.kind == "coverage"]
+    assert {entry["reason"] for entry in coverage["missing"]} == {WITHIN_TRANSFORM}, "a step was seen"

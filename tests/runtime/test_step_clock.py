@@ -90,6 +90,21 @@ def test_a_step_inside_a_step_is_part_of_it_also_after_one_that_raised(fails, at
     assert len(log.series("update_to_weight_ratio", "norm")[1]) == 5 - len(fails)
 
 
+def test_gradients_of_a_step_that_raised_are_in_no_record(attach):
+    """Ctrl-C in a notebook, or memory that ran out: the loop goes on with another batch."""
+    task = _setup()
+    optimizer = Outer(torch.optim.SGD(task.model.parameters(), lr=0.1), fails=(1, 2))
+    attach(task.model, optimizer)
+    norms = []
+    for step in range(5):
+        task.loss().backward()
+        norms.append(torch.stack([p.grad.norm() for p in task.model.parameters()]).norm().item())
+        with pytest.raises(RuntimeError) if step in (1, 2) else nullcontext():
+            optimizer.step()
+        optimizer.zero_grad()
+    assert attach.finish().series("gradient_norm")[1] == pytest.approx([norms[0], *norms[3:]], rel=1e-5)
+
+
 def test_a_step_that_the_gradient_scaler_skips_is_counted_with_its_bad_gradients(attach):
     task = _setup()
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)

@@ -157,13 +157,12 @@ class ParameterTaps:
         """True if any of these is a parameter of this model."""
         return any(id(p) in self._ids for p in parameters)
 
-    def measure_gradients(self, optimizer: Any) -> None:
-        """Moments of the gradients that the optimizer is about to use."""
-        self.read_gradients(optimizer)
-        self.add_gradients()
-
     def read_gradients(self, optimizer: Any) -> None:
-        """Keep the moments of its gradients as they are now, in place of those that were read before."""
+        """Keep the moments of its gradients as they are now, in place of those that were read before.
+
+        They are added once the optimizer has stepped: a step that raises an error has used none.
+        """
+        self._read = None
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
         scale = scale if isinstance(scale, Tensor) else None
         found, incomplete = self._whole(self._by_group(optimizer), scale)
@@ -178,7 +177,7 @@ class ParameterTaps:
             self._read = out, pairs, incomplete
 
     def add_gradients(self) -> None:
-        """Add the moments that were read last to those of the step."""
+        """Add the moments that were read last to those of the step: with these gradients it was taken."""
         read, self._read = self._read, None
         self.spread.add()
         if read is not None:

@@ -40,7 +40,7 @@ TAPS = {
     "attention_exact": (attention, "update_largest_logit"),
     "loss": (loss, "cross_entropy"),
     "clip": (RunAccumulators, "update_clip"),
-    "gradient": (ParameterTaps, "measure_gradients"),
+    "gradient": (ParameterTaps, "read_gradients"),
     "weight": (ParameterTaps, "measure_weights"),
     "update": (ParameterTaps, "snapshot"),
     "log": (RunAccumulators, "update_scalars"),

@@ -174,7 +174,8 @@ def test_what_is_not_added_up_is_told_with_the_norm_of_all(rank):
     model[0].bias = bias
     bias.grad = DTensor.from_local(torch.ones(3), mesh, [Partial()], run_check=False)
     taps = ParameterTaps(model, ["0"], torch.device("cpu"), 1 << 20)
-    taps.measure_gradients(torch.optim.SGD(model.parameters()))
+    taps.read_gradients(torch.optim.SGD(model.parameters()))
+    taps.add_gradients()
     assert not taps.gradient[:, 0].any() and not taps.group[:, 0].any() and taps.spread.take() is None
     told = Coverage((), taps, (), (), Reasons(), lambda probe: None).unmeasurable(set())
     assert [(each["site"], each["reason"]) for each in told] == [("0", SPREAD), ("", NO_NORM)]
