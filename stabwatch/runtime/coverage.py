@@ -9,9 +9,9 @@ from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.probes.activation import ACTIVATION, OUTSIDE
+from stabwatch.hooks.probes.activation import ACTIVATION, NO_ELEMENTS, OUTSIDE
 from stabwatch.hooks.probes.attention import BRACKET, EXACT, SOFTMAX
-from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, TAKEN, ParameterTaps
+from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, TAKEN, WEIGHT, ParameterTaps
 from stabwatch.hooks.probes.row_sums import ROW_SUM
 from stabwatch.hooks.probes.writer import BRANCH
 from stabwatch.runlog import Accumulator
@@ -47,6 +47,7 @@ OTHER_LOSS = (
 )
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
+EMPTY = "its parameters have no elements"
 FROZEN = "its parameters are frozen (requires_grad is False)"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 IN_CHECKPOINT = (
@@ -120,7 +121,7 @@ class Coverage:
         hooked, unseen = _hooked(fired), self._unseen(fired)
         not_called = NOT_CALLED if hooked else unseen or (ONLY_ROOT if self._called() else COMPILED)
         no_logits = {LOGITS} if self._has_no_classes(fired) else set()
-        left_out = fired | no_logits | self._unsummed() | set(self._direct(fired))
+        left_out = fired | no_logits | self._unsummed() | set(self._direct(fired)) | self._empty(fired)
         expected = [a for a in self._expected if a not in left_out and not self._early(a) and not self._is_left(a)]
         out = [self._entry(a, not_called, unseen) for a in expected]
         for site in self._sites:
@@ -140,13 +141,19 @@ class Coverage:
                 out.update({output: why} if why else {})
         return out
 
+    def _empty(self, fired: set[Accumulator]) -> set[Accumulator]:
+        """Accumulators of layers whose parameters have no elements."""
+        of_layers = {a for a in self._expected if a.tap in (GRADIENT.tap, WEIGHT.tap, CHANGE.tap)} - fired
+        empty = {layer for layer in {a.site for a in of_layers} if self._parameters.is_empty(layer)}
+        return {a for a in of_layers if a.site in empty}
+
     def _no_output(self, site: Site, parts: bool, hooked: bool, trained: bool) -> str | None:
         """Why the output of a module is not seen, where that is no fault of the set-up; None where it may be one.
 
         parts: modules inside of it were called. hooked: calls are seen at all. trained: its parameters have gradients.
         """
         noted, module = self._reasons.get(ACTIVATION.tap, site.name), site.module()
-        if noted == OUTSIDE or (noted == GRAPH and trained):
+        if noted in (OUTSIDE, NO_ELEMENTS) or (noted == GRAPH and trained):
             return noted
         if noted is not None or not hooked or module is None:
             return None
@@ -222,6 +229,8 @@ class Coverage:
         if self._has_no_classes(fired):
             out.append({"tap": LOGITS.tap, "site": "", "reason": self._reasons.get(LOGITS.tap, "") or NO_CLASSES})
         out += [{"tap": a.tap, "site": a.site, "reason": why} for a, why in self._direct(fired).items()]
+        empty = sorted(self._empty(fired), key=lambda a: (a.site, a.tap))
+        out += [{"tap": a.tap, "site": a.site, "reason": EMPTY} for a in empty]
         unsummed = sorted(self._unsummed(), key=lambda a: a.site)
         out += [{"tap": a.tap, "site": a.site, "reason": self._parameters.unsummed[a.site]} for a in unsummed]
         out += [{"tap": unsummed[0].tap, "site": "", "reason": NO_NORM}] if unsummed else []

@@ -16,7 +16,7 @@ from torch import nn
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.hooks.backward import LISTENERS
 from stabwatch.hooks.probes import loops
-from stabwatch.hooks.probes.activation import NO_TENSOR, OUTSIDE, TRANSFORMED
+from stabwatch.hooks.probes.activation import NO_ELEMENTS, NO_TENSOR, OUTSIDE, TRANSFORMED
 from stabwatch.hooks.probes.attention import IN_TRANSFORM, OTHER_SOFTMAX, OTHER_TOKENS
 from stabwatch.hooks.probes.drift import COLLECTIVE
 from stabwatch.hooks.probes.experts import CALL, MANY, NO_CAPACITY
@@ -29,6 +29,7 @@ from stabwatch.runlog import read_run
 from stabwatch.runtime.coverage import (
     COMPILED,
     DIRECT,
+    EMPTY,
     FROZEN,
     GRAPH,
     HOLDER,
@@ -250,6 +251,21 @@ class Cut(nn.Module):
         return self.second(y.detach() if self.cut else y)
 
 
+class Narrow(nn.Module):
+    """Adds what passes through a layer of some width; of none, say, which a configuration may ask for."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.down, self.up = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, width),
+            nn.Linear(width, WIDTH, False),
+        )
+
+    def forward(self, x):
+        return self.first(x) + self.up(self.down(x))
+
+
 def frozen() -> Trial:
     """A layer that gets no gradient for three steps, and is frozen then."""
     model, step = Cut(True), count()
@@ -455,6 +471,10 @@ CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "no gradient": (NO_GRADIENT, lambda: Trial(Cut(True)), lambda: Trial(Cut(False))),
     "no gradient is not frozen": (FROZEN, frozen, lambda: Trial(Cut(True))),
     "frozen is not no gradient": (NO_GRADIENT, lambda: Trial(Cut(True)), frozen),
+    "no elements": (EMPTY, lambda: Trial(Narrow(0)), lambda: Trial(Narrow(1))),
+    "no elements, not without a step": (NO_GRADIENT, lambda: Trial(Cut(True)), lambda: Trial(Narrow(0))),
+    "an output without elements": (NO_ELEMENTS, lambda: Trial(Narrow(0)), lambda: Trial(Narrow(1))),
+    "an output without elements is a call": (NOT_CALLED, lambda: Trial(Spare()), lambda: Trial(Narrow(0))),
     "a call alone would hang": (COLLECTIVE, lambda: tracked(True), lambda: tracked(False)),
     "no loss": (NO_LOSS, lambda: by_hand(True), lambda: by_hand(False)),
     "no classes": (NO_CLASSES, lambda: classes(False), lambda: classes(True)),
@@ -516,6 +536,11 @@ def test_a_reason_is_given_where_it_is_true_and_nowhere_else(case, attach):
     torch.manual_seed(0)
     assert reason in true_of().reasons(attach)
     assert reason not in false_of().reasons(attach)
+
+
+def test_layers_without_elements_are_no_fault_of_the_set_up(attach, caplog):
+    Trial(Narrow(0)).reasons(attach)
+    assert not attach.watches[-1].coverage()["missing"] and "nothing is measured" not in caplog.text
 
 
 def test_the_warning_names_the_folder_that_the_doctor_needs(attach, caplog):

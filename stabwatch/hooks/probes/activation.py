@@ -16,6 +16,7 @@ from stabwatch.signals.reductions import MOMENTS
 NO_TENSOR = (
     "it returned no floating-point tensor that is known (None, a generator, sparse, nested or complex numbers, say)"
 )
+NO_ELEMENTS = "its output has no elements"
 TRANSFORMED = (
     "it is called inside of a transform (`torch.func`, `vmap`) or while it is traced, where nothing is measured"
 )
@@ -30,6 +31,8 @@ def measure(site: Site, output: Any) -> None:
     x = first_tensor(output) if tracing() else first_local(output)
     if x is None and not tracing():
         site.context.unmeasured(ACTIVATION.tap, site.name, NO_TENSOR)
+    if x is not None and not tracing() and x.numel() == 0:
+        site.context.unmeasured(ACTIVATION.tap, site.name, NO_ELEMENTS)
     if x is None or x.numel() == 0 or site.activation is None or (not tracing() and is_fake(x)):
         return
     with torch.no_grad():

@@ -135,6 +135,11 @@ class ParameterTaps:
         """True if no parameter of a layer is trained now."""
         return not any(p.requires_grad for p in self._by_layer.get(layer, ()))
 
+    def is_empty(self, layer: str) -> bool:
+        """True if no parameter of a layer has any element."""
+        shapes = [t.shape for t in self.tracked if t.layer == layer]
+        return all(shape is not None and not shape.numel() for shape in shapes) and bool(shapes)
+
     def awaits_phase(self, layer: str) -> bool:
         """True while the updates of a layer have not been due yet."""
         row = self.layers.index(layer)
