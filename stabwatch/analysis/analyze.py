@@ -206,7 +206,7 @@ def analyze_source(
         )
     if watched and not summaries.records:
         never = tuple(cause for cause in diagnosis.causes if cause.name == "OptimizerNeverSteps")
-        diagnosis = Diagnosis(silent_verdict(coverage), never)
+        diagnosis = Diagnosis(silent_verdict(coverage, end), never)
     run = kept.run(log, events)
     return Analysis(
         name=log.meta.run,
@@ -249,11 +249,24 @@ def _attempts_told(run: Path, found: Sequence[Attempt]) -> tuple[str, ...]:
     return tuple(told)
 
 
-def silent_verdict(coverage: Event | None) -> str:
-    """The verdict of a run folder without records, with the reason that the last coverage event gives."""
+UNRECORDED = {
+    "killed": "Nothing was recorded: the process was gone before a step of the training had reached the log.",
+    "replaced": "Nothing was recorded: another watch took this one's place before a step of the training had ended.",
+}
+"""Verdicts of runs without records, by how they ended."""
+
+
+def silent_verdict(coverage: Event | None, end: Event | None) -> str:
+    """The verdict of a run folder without records, with the reason that the last coverage event gives.
+
+    end: of the run, None while it goes on.
+    """
     missing = coverage.data.get("missing") if coverage is not None else None
     entries = missing if isinstance(missing, list) else []
     why = next((str(e.get("reason")) for e in entries if isinstance(e, dict) and e.get("tap") == "clock"), "")
+    if not why and end is not None:
+        ended = "Nothing was recorded: the run ended before a step of the training had."
+        return UNRECORDED.get(str(end.data.get("reason")), ended)
     if not why:
         return "Nothing has been recorded yet: no step of the training has ended since `attach`."
     return f"{why[:1].upper()}{why[1:]}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from stabwatch.analysis import analyze
+from stabwatch.analysis.analyze import UNRECORDED
 from stabwatch.cli.app import app
 from stabwatch.hooks.forward import WITHIN_TRANSFORM
+from stabwatch.runlog.schema import META
 from stabwatch.runtime.silence import TO_BE_RECORDED
 
 
@@ -152,6 +155,23 @@ def test_a_run_that_has_not_begun_says_so(attach) -> None:
     verdict = analyze(watch.run_dir)
     assert verdict.exit_code == 1
     assert verdict.diagnosis.verdict.startswith("Nothing has been recorded yet: no step of the training has ended")
+
+
+def test_a_run_that_was_replaced_before_its_first_step_says_so(attach) -> None:
+    model = net()
+    first = attach(model)
+    attach(model)
+    assert analyze(first.run_dir).diagnosis.verdict == UNRECORDED["replaced"]
+
+
+def test_a_run_that_was_killed_before_its_first_record_says_so(attach) -> None:
+    watch = attach(net())
+    meta = watch.run_dir / META
+    gone = json.loads(meta.read_text()) | {"pid_started": 0.0}
+    meta.write_text(json.dumps(gone))
+    assert analyze(watch.run_dir).diagnosis.verdict == UNRECORDED["killed"]
+    said = CliRunner().invoke(app, ["doctor", str(watch.run_dir)]).output
+    assert "the process was gone" in " ".join(said.split())
 
 
 def rollouts(model: nn.Module, optimizer: torch.optim.Optimizer, kept: bool, updates: int = 1) -> None:

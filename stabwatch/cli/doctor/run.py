@@ -13,7 +13,7 @@ from stabwatch.alerts.held_up import held_up_in
 from stabwatch.analysis.analyze import silent_verdict
 from stabwatch.cli.doctor.environment import Check
 from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, notes, number, size
-from stabwatch.runlog import Run, SeriesKey, read_run
+from stabwatch.runlog import Event, Run, SeriesKey, read_run
 from stabwatch.runlog.process import end_of, killed_end
 from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.signals.declaration import TAPS
@@ -32,7 +32,8 @@ def check_run(path: Path) -> list[Check]:
 def _records(run: Run) -> Iterator[Check]:
     disk = sum(file.stat().st_size for file in run.path.iterdir() if file.is_file())
     if not len(run.steps):
-        why = silent_verdict(next((e for e in reversed(run.events) if e.kind == "coverage"), None))
+        coverage = next((e for e in reversed(run.events) if e.kind == "coverage"), None)
+        why = silent_verdict(coverage, _ended(run))
         yield Check("records", "bad", "none", why)
         return
     yield Check(
@@ -156,13 +157,17 @@ def _overhead(run: Run) -> Iterator[Check]:
         yield Check("overhead", "ok", found)
 
 
+def _ended(run: Run) -> Event | None:
+    last = (int(run.steps[-1]), float(run.times[-1])) if len(run.steps) else (None, None)
+    return end_of(run.events) or killed_end(run.meta, run.events, *last)
+
+
 def _end(run: Run) -> Iterator[Check]:
     held = held_up_in(run.path, run.events, time(), "doctor")
     held = held or next((event for event in reversed(run.events) if event.kind == "held_up"), None)
     if held is not None:
         yield Check("ranks", "bad", clean(held.data.get("what") or ""), "`stabwatch analyze` says what to do")
-    last = (int(run.steps[-1]), float(run.times[-1])) if len(run.steps) else (None, None)
-    end = end_of(run.events) or killed_end(run.meta, run.events, *last)
+    end = _ended(run)
     if end is None:
         yield Check("end", "note", "none yet: the training process is alive, or on another host")
         return
