@@ -21,6 +21,7 @@ from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import step_guards
+from stabwatch.hooks.leaving import LEAVING
 from stabwatch.hooks.presence import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
@@ -400,4 +401,4 @@ class Session(SessionRanks):
     def _at_exit(self) -> None:
         shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()  # scripts import IPython as well
         interactive = hasattr(sys, "ps1") or shell is not None  # the error of an earlier cell is no end of the run
-        self.ended(None if interactive else getattr(sys, "last_value", None))
+        self.ended(LEAVING.error or (None if interactive else getattr(sys, "last_value", None)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,32 @@ except multiprocessing.ProcessRaisedException:
 """
 
 
+LEAVES = {
+    "message": ("sys.exit('no data')", 1, "SystemExit: no data"),
+    "imported": ("leave(3)", 3, "SystemExit: 3"),
+    "builtin": ("exit(4)", 4, "SystemExit: 4"),
+    "argparse": ("import argparse; argparse.ArgumentParser().parse_args(['--nope'])", 2, "SystemExit: 2"),
+    "zero": ("sys.exit(0)", 0, None),
+    "caught": ("try: sys.exit(5)\nexcept SystemExit: pass", 0, None),
+    "in a thread": ("import threading; t = threading.Thread(target=sys.exit, args=(6,)); t.start(); t.join()", 0, None),
+    "at exit": ("import atexit; atexit.register(sys.exit, 7)", 0, None),
+}
+"""How a program leaves, with which code, and what its run says."""
+IN_FORKS = f"""
+import os, sys, torch
+from sys import exit as leave
+for name, last in { ({name: last for name, (last, _, _) in LEAVES.items()})!r}.items():
+    if not os.fork():
+        break
+    print(name, os.waitstatus_to_exitcode(os.wait()[1]), sep="=", flush=True)
+else:
+    os._exit(0)
+sys.argv[1] = sys.argv[1] + "/" + name
+exec({LOOP!r})
+exec(last)
+"""
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Run folder by the way in which its training ended; no agent was there."""
@@ -89,6 +118,27 @@ def test_a_child_of_multiprocessing_says_what_has_left_its_function(tmp_path: Pa
         "finished": "finished", "error": "exception", "code": "exception", "spawned": "exception",
     }  # fmt: skip
     assert ends["error"]["error"] == ends["spawned"]["error"] == "ValueError: no"
+
+
+def test_a_program_that_leaves_with_a_code_has_not_finished(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", IN_FORKS, tmp_path], capture_output=True, text=True, timeout=100)
+    assert dict(line.split("=") for line in done.stdout.split("\n") if line) == {
+        name: str(code) for name, (_, code, _) in LEAVES.items()
+    }, done.stderr
+    for name, (_, code, told_) in LEAVES.items():
+        (end,) = [e.data for e in read_run(tmp_path / name).events if e.kind == "end"]
+        assert (end["reason"], end.get("error")) == ("exception" if code else "finished", told_), name
+
+
+def test_sys_exit_is_the_interpreter_s_own_again_after_the_last_watch(attach) -> None:
+    own = sys.exit
+    watch = attach(nn.Linear(2, 2))
+    with pytest.raises(SystemExit) as raised:
+        sys.exit("no")
+    assert type(raised.value) is SystemExit and raised.value.code == "no" and sys.exit is not own
+    pickle.loads(pickle.dumps(raised.value))
+    watch.detach()
+    assert sys.exit is own
 
 
 def test_a_killed_run_says_when_it_was_last_heard_of(ended: dict[str, Path]) -> None:
