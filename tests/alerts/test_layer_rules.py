@@ -96,6 +96,9 @@ SCENARIOS = {
         from_start=True,
     ),
     "PartWithZeroGradient": Scenario("flow a", wave(100, 1e-3, 0.1), [0.0] * 60, {"flow b": 1e-3}, from_start=True),
+    "PartGradientBecameZero": Scenario(
+        "flow a", wave(100, 1e-3, 0.1), [0.0] * 80, {"flow b": 1e-3, "activation a": 1.0}
+    ),
     "EmbeddingCollapse": Scenario("wanted", wave(100, 1.0, 0.1), [0.01] * 80),
     "UpdatesZero": Scenario("unchanged", [0.0] * 100, [1.0] * 5),
     "GradientsThrownAway": Scenario("thrown", [0.0] * 100, [1.0] * 5),

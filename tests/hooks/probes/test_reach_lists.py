@@ -28,7 +28,8 @@ class _TwoParts(nn.Module):
 
     def forward(self, x):
         side = 0.0 if self.how == "left out" else self.side(x)
-        return self.head(self.body(x) + (side.detach() if self.how == "cut" else side))
+        changed = {"cut": lambda: side.detach(), "off": lambda: side * 0.0, "clamped": lambda: (side + 9.0).clamp(0, 1)}
+        return self.head(self.body(x) + changed.get(self.how, lambda: side)())
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,21 @@ def test_a_part_that_loses_its_gradient_is_told_unless_it_is_meant(how, told, tm
     watch.detach()
     found = [(a.rule, a.layer) for a in analyze(watch.run_dir).alerts if a.rule == "PartLostGradient"]
     assert found == ([("PartLostGradient", "side")] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("how", "told"), [("off", True), ("clamped", True), ("left out", False), ("", False)], ids=lambda x: str(x)
+)
+def test_a_part_whose_gradient_becomes_zero_is_told_unless_it_is_left_out(how, told, tmp_path):
+    torch.manual_seed(0)
+    model = _TwoParts()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False, every_step=True)
+    for step in range(120):
+        model.how = how if step >= 30 else ""
+        optimizer.zero_grad(set_to_none=False)
+        model(torch.randn(8, 4)).pow(2).mean().backward()
+        optimizer.step()
+    watch.detach()
+    found = [(a.rule, a.layer, a.step) for a in analyze(watch.run_dir).alerts if a.rule == "PartGradientBecameZero"]
+    assert found == ([("PartGradientBecameZero", "side", 97)] if told else [])
