@@ -64,7 +64,7 @@ class TaylorGuard:
         self._owns_probe = probe is None
         self._copies = Copies()
         self._before: dict[str, Tensor] = {}
-        self.failure = ""
+        self.failure = f"the Taylor guard is off: {self._probe.refusal}" if self._probe.refusal else ""
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._parameters = {name: p for name, p in inner.named_parameters() if id(p) in stepped and p.numel()}
         device = next(iter(self._parameters.values())).device if self._parameters else torch.device("cpu")

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+SCRIPTED = "a part of the model is TorchScript: what one more call of it changes could not be put back"
+"""Why such a model is not called by stabwatch."""
 _PLAIN = ("torch.nn.modules.activation", "transformers.activations")
 """Modules that define classes without random numbers and without state (except torch's RReLU, which is not called)."""
 
@@ -18,6 +20,11 @@ _PLAIN = ("torch.nn.modules.activation", "transformers.activations")
 def is_plain(module: nn.Module) -> bool:
     """Can the module's `forward` be called once more without being noticed? True for classes of known libraries."""
     return type(module).__module__ in _PLAIN and not isinstance(module, nn.RReLU)
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Is the module TorchScript, or a part of it?"""
+    return any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
 
 
 @contextmanager

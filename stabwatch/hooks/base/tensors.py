@@ -39,6 +39,13 @@ def local(tensor: Any) -> Tensor:
     return tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor
 
 
+def in_parts(x: Tensor) -> Tensor:
+    """Real and imaginary parts of complex numbers; any other tensor as it is."""
+    if not x.is_complex() or x.layout != torch.strided:
+        return x
+    return torch.view_as_real(x.detach().resolve_conj())
+
+
 def is_partial(tensor: Any) -> bool:
     """Is it a DTensor of which this rank has a summand only? Nothing follows for the whole from one of them."""
     return hasattr(tensor, "_local_tensor") and any(placement.is_partial() for placement in tensor.placements)

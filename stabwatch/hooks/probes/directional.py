@@ -17,15 +17,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from stabwatch.hooks.base.entry import Callback
+from stabwatch.hooks.base.entry import Callback, runs_for_real
 from stabwatch.hooks.base.isolation import Isolation
-from stabwatch.hooks.base.side_effects import restore_side_effects
+from stabwatch.hooks.base.side_effects import SCRIPTED, is_scripted, restore_side_effects
 from stabwatch.hooks.base.tensors import first_tensor
 
 _DIFFERENCE = 2.0**-4
 """Share of the step by which a symmetric difference goes to either side."""
 MOST = 8
 """Most samples of a slice, and the part of the batch that it may be: an eighth. It costs three eighths of a forward."""
+
+
+LONGEST = 200
+"""Characters of an error of the model that are told."""
+
+
+class NotCallable(ValueError):
+    """The model cannot be called on a part of its batch."""
+
+    def __init__(self, error: Exception) -> None:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        super().__init__(f"it cannot be called on a part of its batch ({said[:LONGEST]})")
 
 
 class OwnCall:
@@ -47,15 +59,22 @@ class DirectionalDerivative:
         self._fewest = 1 + any(isinstance(m, _BatchNorm) for m in model.modules())
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._forward_mode = True
+        self.refusal = SCRIPTED if is_scripted(model) else None
+        """Why the model is not called at all."""
         self.sizes = 0, 0
         """Samples of the batch, and of the slice."""
         keep = Callback("directional", isolation or Isolation(lambda *_: None), self._keep)
-        self._handle: RemovableHandle = model.register_forward_pre_hook(keep, with_kwargs=True)
+        self._handle: RemovableHandle | None = None
+        if self.refusal is None:
+            self._handle = model.register_forward_pre_hook(keep, with_kwargs=True)
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module.training and torch.is_grad_enabled() and not OwnCall.now and not torch.compiler.is_compiling():
-            size = _batch_size((*args, *kwargs.values()))
+        if module.training and torch.is_grad_enabled() and not OwnCall.now and runs_for_real():
+            inputs = (*args, *kwargs.values())
+            size = _batch_size(inputs)
             count = min(size, self._samples or max(self._fewest, min(MOST, size // MOST)))
+            if any(isinstance(x, Tensor) and x.is_nested for x in inputs):
+                count = size  # these have no slices
             part = _first(size, count)
             self._call = part(args), part(kwargs)
             self.sizes = size, count
@@ -79,7 +98,7 @@ class DirectionalDerivative:
                 try:
                     logits, rates = jvp(self._logits, (dict(before),), (step,))[:2]
                     return rates.detach(), logits.detach()
-                except (RuntimeError, NotImplementedError):
+                except (RuntimeError, NotImplementedError, NotCallable):
                     self._forward_mode = False
             ends = [self._logits({n: p + s * step[n] for n, p in before.items()}) for s in (_DIFFERENCE, -_DIFFERENCE)]
             return (ends[0] - ends[1]) / (2 * _DIFFERENCE), (ends[0] + ends[1]) / 2
@@ -95,12 +114,15 @@ class DirectionalDerivative:
     def output(self, parameters: Mapping[str, Tensor], call: tuple[Any, Any] | None = None) -> Any:
         """What the model returns for the slice, with these parameters in the place of its own.
 
-        call: other arguments and keywords in the place of the slice's.
+        call: other arguments and keywords in the place of the slice's. Raises NotCallable.
         """
         args, kwargs = call or self.call
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
         with restore_side_effects(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
-            return functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
+            try:
+                return functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
+            except Exception as error:  # of the user's forward
+                raise NotCallable(error) from error
 
     def _logits(self, parameters: dict[str, Tensor]) -> Tensor:
         out = self.output(parameters)
@@ -114,7 +136,8 @@ class DirectionalDerivative:
 
     def remove(self) -> None:
         """Remove the hook from the model, and release the batch."""
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         self._call = None
 
 
@@ -130,6 +153,8 @@ def detached(x: Any) -> Any:
 
 def _first(size: int, most: int) -> Callable[[Any], Any]:
     """Cuts every tensor of the batch's size in its first dimension to `most`."""
+    if most == size:
+        return detached
     return lambda x: _mapped(x, lambda t: t.detach()[:most].clone() if t.dim() and len(t) == size else t.detach())
 
 

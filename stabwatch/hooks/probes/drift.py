@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.probe import PROBES, Probe
-from stabwatch.hooks.base.side_effects import restore_side_effects
+from stabwatch.hooks.base.side_effects import SCRIPTED, is_scripted, restore_side_effects
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.hooks.base.views import ResidualOutput
@@ -82,9 +82,10 @@ class TrackedBatch:
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Track this batch from now on; the model as it is now is the reference."""
         self._call, self._lags = None, {}
-        if not self._can_call_alone():
+        why = SCRIPTED if is_scripted(self._model) else None if self._can_call_alone() else COLLECTIVE
+        if why is not None:
             for site in self._sites.values():
-                self._context.unmeasured(TRACKED_BATCH.report_key, site.name, COLLECTIVE)
+                self._context.unmeasured(TRACKED_BATCH.report_key, site.name, why)
             return
         call = detached(args), detached(kwargs)
         self._reference = self._points(*call)

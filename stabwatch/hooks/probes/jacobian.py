@@ -17,7 +17,7 @@ from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.tensors import first_tensor, new_accumulator
-from stabwatch.hooks.probes.directional import DirectionalDerivative, OwnCall
+from stabwatch.hooks.probes.directional import DirectionalDerivative, NotCallable, OwnCall
 from stabwatch.hooks.probes.sharpness import SYNCHRONISED
 from stabwatch.hooks.probes.weights import SHARDED
 from stabwatch.kernels.jacobian import climb_rows
@@ -53,7 +53,7 @@ class JacobianTap:
 
     def step_ends(self) -> None:
         """All optimizers have stepped."""
-        if self._off or not self.derivative.ready:
+        if self._off or not (self.derivative.ready or self.derivative.refusal):
             return
         OwnCall.now = True
         try:
@@ -65,6 +65,8 @@ class JacobianTap:
             self._context.unmeasured(JACOBIAN.report_key, "", why)
 
     def _why_not(self) -> str | None:
+        if self.derivative.refusal:
+            return self.derivative.refusal
         if any(isinstance(m, nn.SyncBatchNorm) for m in self._model.modules()):
             return SYNCHRONISED
         return SHARDED if any(hasattr(p, "_local_tensor") for p in self._model.parameters()) else None
@@ -77,7 +79,10 @@ class JacobianTap:
         args, kwargs = _with_leaves(args, leaves), _with_leaves(kwargs, leaves)
         parameters = {name: p.detach() for name, p in self._model.named_parameters()}
         with torch.compiler.set_stance("force_eager"):
-            out = first_tensor(self.derivative.output(parameters, (args, kwargs)))
+            try:
+                out = first_tensor(self.derivative.output(parameters, (args, kwargs)))
+            except NotCallable as error:
+                return str(error)
         x = next((x for x in leaves if out is not None and x.shape == out.shape), None)
         if out is None or x is None or not x.numel():
             return NO_MAP

@@ -15,7 +15,7 @@ from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.copies import Copies
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.spread_gradients import Spread, SpreadGradients
-from stabwatch.hooks.base.tensors import gradient_shard, is_elsewhere, new_accumulator
+from stabwatch.hooks.base.tensors import gradient_shard, in_parts, is_elsewhere, new_accumulator
 from stabwatch.hooks.base.tracked import TrackedParameter, tracked_parameters
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
@@ -49,14 +49,14 @@ class Owned:
     @property
     def weight(self) -> Tensor:
         """This rank's shard; of complex numbers their real and imaginary parts."""
-        return _in_parts(self.tracked.of(self.tracked.parameter))
+        return in_parts(self.tracked.of(self.tracked.parameter))
 
     @property
     def gradient(self) -> Tensor:
         """This rank's shard of it, where there is one."""
         found = gradient_shard(self.tracked.parameter)
         assert found is not None
-        return _in_parts(self.tracked.of(found))
+        return in_parts(self.tracked.of(found))
 
 
 class ParameterTaps:
@@ -335,12 +335,6 @@ def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:
             moved = target.to(out.device, non_blocking=True)
             out[:, :3].add_(moved[:, :3])
             out[:, 3] = torch.maximum(out[:, 3], moved[:, 3])
-
-
-def _in_parts(x: Tensor) -> Tensor:
-    if not x.is_complex() or x.layout != torch.strided:
-        return x
-    return torch.view_as_real(x.detach().resolve_conj())
 
 
 def _empty(reduction: str, rows: int, device: torch.device) -> Tensor:

@@ -33,6 +33,7 @@ NO_LOSS = "neither a `.loss` on the model's output nor a call of `cross_entropy`
 OTHER_OUTPUT = "the loss was called with something else than the model's output, or than its rows one after the other"
 NO_LIMIT = "the limit of stability is known for SGD, Adam and AdamW only"
 ON_DEVICE = "its learning rate is a tensor on the accelerator, which the host would have to wait for"
+COMPLEX = "it has complex parameters, for which this is not defined"
 SYNCHRONISED = "a call of this model on one rank would wait for the others (SyncBatchNorm)"
 _ADAM = re.compile(r"(Fused|CPU|DeepSpeedCPU|Distributed)?AdamW?")
 
@@ -77,11 +78,12 @@ class SharpnessTap:
     def step_ends(self) -> None:
         """All optimizers have stepped."""
         optimizers, self._optimizers = self._optimizers, []
-        if self._off or not optimizers or not self.derivative.ready:
+        refusal = self.derivative.refusal
+        if self._off or not optimizers or not (self.derivative.ready or refusal):
             return
         OwnCall.now = True
         try:
-            why = self._measure(optimizers)
+            why = refusal or self._measure(optimizers)
         finally:
             OwnCall.now = False
         if why is not None:
@@ -101,8 +103,8 @@ class SharpnessTap:
                     limit = limit_of(type(optimizer), group, optimizer.state.get(p, {}))
                     if isinstance(limit, str):
                         return limit
-                    if hasattr(p, "_local_tensor"):
-                        return SHARDED
+                    if hasattr(p, "_local_tensor") or p.is_complex():
+                        return COMPLEX if p.is_complex() else SHARDED
                     limits[self._named[id(p)]] = p.detach(), limit
         if not limits:
             return None
@@ -211,6 +213,8 @@ def limit_of(kind: type, group: Mapping[str, Any], state: Mapping[str, Any]) -> 
     names = [base.__name__ for base in kind.__mro__]
     if isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu":
         return ON_DEVICE
+    if group["lr"] is None:  # Adafactor of transformers finds its own
+        return NO_LIMIT
     rate = max(float(group["lr"]), torch.finfo(torch.float32).tiny)
     if any(map(_ADAM.fullmatch, names)) and {"exp_avg", "exp_avg_sq", "step"} <= state.keys():
         beta, second = (float(b) for b in group["betas"])

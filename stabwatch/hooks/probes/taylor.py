@@ -11,8 +11,8 @@ from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.copies import Copies
 from stabwatch.hooks.base.probe import PROBES, Probe
-from stabwatch.hooks.base.tensors import local, new_accumulator
-from stabwatch.hooks.probes.directional import DirectionalDerivative
+from stabwatch.hooks.base.tensors import in_parts, local, new_accumulator
+from stabwatch.hooks.probes.directional import DirectionalDerivative, NotCallable
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.taylor import radii, ratios, taylor
 from stabwatch.signals.reductions import RADII, TAYLOR
@@ -42,7 +42,7 @@ class TaylorTap:
     @torch.no_grad()
     def before(self, optimizer: Any) -> None:
         """Copy what the optimizer is about to change."""
-        mine = self._of(optimizer) if self._derivative.ready and self._applies() else {}
+        mine = self._of(optimizer) if self._applies() and self._derivative.ready else {}
         if mine.keys() & self._before.keys():  # the others did not step
             self._before, self._after = {}, {}
         copies = self._copies.setdefault(id(optimizer), Copies())
@@ -59,15 +59,19 @@ class TaylorTap:
             found = ratios(*self._derivative.rates(before, after))
         except ValueError as error:
             self._fails = True
-            self._context.unmeasured(RATIO.report_key, "", f"the model was called on a part of its batch: {error}")
+            called = "" if isinstance(error, NotCallable) else "the model was called on a part of its batch: "
+            self._context.unmeasured(RATIO.report_key, "", f"{called}{error}")
             return
-        change = [after[name].float() - old.float() for name, old in before.items()]
+        change = [in_parts(after[name]).float() - in_parts(old).float() for name, old in before.items()]
         squares = torch.stack([c.square().sum().to(found.device) for c in change])
         merge_(TAYLOR, self._accumulators[RATIO], taylor(found, squares.sum().sqrt()))
         merge_(RADII, self._accumulators[DISTRIBUTION], radii(found))
 
     def _applies(self) -> bool:
-        """The radius is that of a softmax: is there one in the loss?"""
+        """The radius is that of a softmax: is there one in the loss, and can the model be called?"""
+        if self._derivative.refusal:
+            self._context.unmeasured(RATIO.report_key, "", self._derivative.refusal)
+            return False
         softmax = self._context.run.classifies or self._context.flags.traced
         if not softmax:
             self._context.unmeasured(RATIO.report_key, "", NO_SOFTMAX)
