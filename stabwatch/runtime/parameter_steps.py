@@ -17,10 +17,13 @@ AT_PARAMETERS = (
     "no torch optimizer announced its steps, so they are seen at the parameters: gradients are those after the last "
     "backward pass or `clip_grad_norm_`, and what needs the optimizer's state or rate is not measured"
 )
-COMPILED_STEP = (
-    "the optimizer's step is compiled, so it is seen at the parameters: gradients are those after the last backward "
-    "pass or `clip_grad_norm_`, and what needs the moment before the step is not measured"
+_SEEN = (
+    "seen at the parameters: gradients are those after the last backward pass or `clip_grad_norm_`, and what needs the "
+    "moment before the step is not measured"
 )
+COMPILED_STEP = f"the optimizer's step is compiled, so it is {_SEEN}"
+REPLACED_STEP = f"the optimizer's `step` was replaced by a function that torch does not announce, so it is {_SEEN}"
+OTHER_STEP = f"the parameters are stepped by something else than the optimizer that holds them, so steps are {_SEEN}"
 PATIENCE = 8
 """Movements of the parameters without a step of their optimizer, before they count as steps."""
 SAMPLED, NUMBERS = 4, 16
@@ -80,14 +83,20 @@ class ParameterSteps:
     @property
     def reason(self) -> str:
         """Why steps are seen at the parameters."""
-        return COMPILED_STEP if self._holder is not None else AT_PARAMETERS
+        if self._holder is None:
+            return AT_PARAMETERS
+        if _compiled > self._compiled_before:
+            return COMPILED_STEP
+        return OTHER_STEP if _announces(self._holder) else REPLACED_STEP
 
     @property
     def active(self) -> bool:
         """Are steps seen at the parameters, and not at an optimizer?"""
         if self._unannounced > PATIENCE:
             return True
-        return not self._announced and (not self._has_holder() or _compiled > self._compiled_before)
+        if self._announced:
+            return False
+        return not self._has_holder() or _compiled > self._compiled_before or not _announces(self._holder)
 
     def announced(self) -> None:
         """An optimizer has announced a step."""
@@ -124,6 +133,14 @@ class ParameterSteps:
     def _numbers(self) -> list[bytes]:
         host = (p.detach() for p in self._host if p.device.type == "cpu")
         return [p.reshape(-1)[:NUMBERS].view(torch.uint8).numpy().tobytes() for p in host]
+
+
+def _announces(optimizer: Any) -> bool:
+    """Does torch call its hooks around `step`? It wraps that of the class, and marks what it has wrapped.
+
+    Of a function in its place that is not known: it may call the original.
+    """
+    return hasattr(getattr(optimizer, "step", None), "hooked")
 
 
 def _groups(optimizer: Any) -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from stabwatch.runtime.parameter_steps import AT_PARAMETERS, COMPILED_STEP
+from stabwatch.runtime.parameter_steps import AT_PARAMETERS, COMPILED_STEP, OTHER_STEP, REPLACED_STEP
 from tests.runtime.optimizers import KINDS, LAYERS, STEPS, Truth, model, objective
 from tests.sampling import sample
 
@@ -76,6 +77,56 @@ def test_a_compiled_step_has_the_same_graphs_and_every_step_a_record(attach):
     assert list(log.steps) == list(range(20))
     assert log.series("loss")[1] == pytest.approx(losses, rel=1e-5)
     assert notes(attach.watches[-1]) == {"optimizer": COMPILED_STEP}
+
+
+@torch.no_grad()
+def by_own_hand(optimizer, closure=None):
+    for p in optimizer.param_groups[0]["params"]:
+        p.sub_(p.grad, alpha=0.1)
+
+
+def replace_class(optimizer):
+    type(optimizer).step = by_own_hand
+
+
+def replace_method(optimizer):
+    optimizer.step = functools.partial(by_own_hand, optimizer)
+
+
+def wrap_method(optimizer):
+    step = optimizer.step
+    optimizer.step = lambda: step()
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [(replace_class, REPLACED_STEP), (replace_method, REPLACED_STEP), (wrap_method, None), (None, OTHER_STEP)],
+)
+def test_every_step_has_its_record_where_the_step_was_replaced(change, note, given, attach):
+    class Own(torch.optim.SGD):
+        pass
+
+    net = model()
+    optimizer = Own(net.parameters(), lr=0.1)
+    if change is not None:
+        change(optimizer)
+    attach(net, optimizer if given else None)
+    losses = []
+    for i in range(20):
+        optimizer.zero_grad()
+        loss = objective(net, i)
+        loss.backward()
+        losses.append(loss.item())
+        if change is None:
+            by_own_hand(optimizer)
+        else:
+            optimizer.step()
+    log = attach.finish()
+    assert notes(attach.watches[-1]).get("optimizer") == note
+    if change is not None:  # else it takes a while until it is clear that these are steps
+        assert list(log.steps) == list(range(20))
+        assert log.series("loss")[1] == pytest.approx(losses, rel=1e-5)
 
 
 def test_a_step_that_raises_an_error_does_not_hide_the_next_ones(attach):
