@@ -8,6 +8,7 @@ from typing import Literal
 
 from benchmarks.report import machine, table
 from benchmarks.reports.case import MISSING
+from benchmarks.reports.first_readings import first_readings
 from benchmarks.reports.verdicts import HealthyResult, Result
 
 Mode = Literal["default", "every step"]
@@ -215,66 +216,14 @@ def page(command: str, results: Results, calm: Calm, took: float, kept: bool = F
 Public reports of failed PyTorch trainings, each written again as a small training with a healthy twin that differs in
 one line (`benchmarks/reports/cases/`), and healthy workloads in the manner of classic examples
 (`benchmarks/reports/healthy/`). Rules were written and fixed with these cases at hand: reports that are kept apart may
-come out worse. How much worse shows in the cases of `cases/unseen.py` and the workloads of `healthy/unseen.py`, which
-were written when the rules were there: at their first reading 4 of 12 faults were found, all 4 with the right first
-cause, and the healthy workloads had 32 false alarms per 10,000 steps (16 in 4,980), 13 of them where the data change.
-The 17 cases of `cases/later.py` came after that; their causes were noted before a run was seen. At their first reading
-14 were found, 7 first causes were right, and 0 of 2 places; one did not show its fault yet and was made harder.
-The 29 cases of `cases/fresh_setup.py` and `cases/fresh_data.py` came after the rules for those, their causes noted
-first as well. At their first reading 16 were found, 9 first causes were right, and 1 of 4 places, with one false alarm
-in the twins' 7,650 steps. The 26 workloads of `healthy/fresh.py` were written after the rules for these 29: one alarm
-in 10,200 steps, a plateau scheduler that was stepped with each batch and had taken the rate to nothing, which was true.
-The 24 cases of `cases/typical_values.py` and `cases/typical_loops.py` are reports of the kinds that are asked most
-often. At their first reading 18 were found, 15 first causes were right, and 4 of 4 places, with two alarms in the
-twins' 6,300 steps; the 18 workloads of `healthy/typical.py` had one alarm in 7,280 steps then. Of the 8 siblings in
-`cases/typical_again.py`, written after the rules for those, 7 were found and 5 first causes were right. The 27 cases
-of `cases/asked_values.py` and `cases/asked_loops.py` are such reports once more. At their first reading 16 were found,
-14 first causes were right, and 2 of 2 places, with four alarms in the twins' 6,940 steps; the 19 workloads of
-`healthy/common.py` and `healthy/common_more.py` had no alarm in 7,500 steps. After that rules were added, whose names
-older cases accept since; one case (`only_background`) gave its loss a weight of 1, which it leaves out now. The 10
-cases of `cases/asked_again.py` are siblings, written after those rules: at their first reading all 10 were found, 9
-first causes were right, and 1 of 1 places, with no alarm in the twins' 2,720 steps. The 23 cases of
-`cases/siblings_values.py` and `cases/siblings_loops.py` are siblings of the first reports in other guises. At their
-first reading 18 were found, 13 first causes were right, and 4 of 6 places, with no alarm in the twins' 5,780 steps (one
-did not show its fault yet and was made harder); the 18 workloads of `healthy/again.py` and `healthy/again_more.py` had
-no alarm in 7,200 steps, and 5 of them with everything measured 2 alarms in 2,000: one was fixed, and one workload,
-whose loss was a guess for some steps, scales a gradient since. The 10 cases of `cases/siblings_again.py` came after the
-mends for these: 9 were found, 8 first causes were right, and 2 of 2 places, with no alarm in the twins' 2,190 steps.
-The 25 cases of `cases/guises_values.py` and `cases/guises_loops.py` are siblings once more, of which many begin in the
-middle. At their first reading 17 were found, all 17 with the right first cause, and 4 of 7 places, with two alarms in
-the twins' 6,230 steps (two did not show their fault yet: one was made harder, one was replaced); the 22 workloads of
-`healthy/others.py` and `healthy/others_more.py` had one alarm in 7,900 steps. Of the 7 cases of
-`cases/guises_again.py`, written after the mends for these, 6 were found and 5 first causes were right, with no alarm
-in the twins' 1,860 steps. The 33 cases of `cases/forum_values.py` and `cases/forum_loops.py` are what is asked in
-forums, written from the questions and not from the rules. At their first reading 26 were found, 21 first causes were
-right, and 4 of 8 places, with no alarm in the twins' 7,420 steps (eight did not show their fault yet and were changed;
-one accepts the backward pass since, where its value was made). The 16 workloads of `healthy/by_hand.py` had two alarms
-in 6,400 steps, both where a second task begins with a head of its own, and 5 of them with everything measured none in
-2,000. Of the 7 cases of `cases/forum_again.py`, written after the mends for these, all were found and all first causes
-were right, with no alarm in the twins' 1,860 steps (one did not show its fault yet and was made harder). A rule that
-came with these told that the model of `row_fully_masked` saw the tokens that it should guess, which was true: its mask
-hides them since. The 4 cases of `cases/modes.py` are siblings, written after the rules for the mode of a
-model: all were found and all first causes were right, with no alarm in the twins' 1,000 steps. The 24 workloads of
-`healthy/world.py`, `world_models.py`, `world_more.py` and `world_tuning.py` are written in the manner of programs that
-people publish. At their first reading they had 5 alarms in 16,094 steps: two were true, and the workloads learn since;
-two were false, of a model that acts between the steps that are looked at and of a discriminator that is frozen while
-the generator learns; one warned of attention logits that reached 44 and fell then. 8 of them with everything measured
-had none in 4,300. The 6 siblings of `healthy/world_again.py`, written after the mends for these, had two in 4,100: one
-looked at parameters that the program had replaced, the other told a loss that rose by a third for a while, as one
-against an adversary may.
-The 18 cases of `cases/world_values.py` and `cases/world_values_more.py` are threads that users
-opened, searched for and written again one by one, with their links. At their first reading 15 were found, 14 first
-causes were right, and 3 of 4 places, with two alarms in the twins' 3,880 steps (five did not show their fault yet and
-were changed before that). One alarm told of a branch that a norm over one pixel made zero, which was true: the twin
-has no norm there since; the other told that nothing is learned where boxes were learned before classes. Of the 4
-cases of `cases/world_again.py`, written after the mends for these, all were found, 2 first causes were right, and 0
-of 1 places, with no alarm in the twins' 1,150 steps.
-The 20 cases of
-`cases/world_loops.py` and `cases/world_loops_more.py` are public threads on loops and data, each of which its source
-names, written from the thread; some train with Lightning, transformers and PEFT. At their first reading 13 were found,
-9 first causes were right, and 2 of 4 places, with three alarms in the twins' 5,420 steps, of which one was fixed. After
-that rules were added, whose names three of them accept since. Of the 6 cases of `cases/world_loops_again.py`, written
-after the mends for these, all were found and all first causes were right, with no alarm in the twins' 1,450 steps.
+come out worse. How much worse shows what came out at the first reading of each set, which was written when the rules
+for those before it were there. Causes were noted before a run was seen (from `later` on), and a case that did not show
+its fault was changed before it was read. Siblings are other guises of what was mended just before.
+
+{first_readings()}
+
+Afterwards rules were mended and added; older cases accept the names of new rules where they say the same. An alarm that
+was true of a twin or a workload was mended there.
 
 Found: a warning or a critical alarm begins at or after the fault, and the twin does not raise the same within 20 steps.
 First cause right: the diagnosis names first what the report was about, by a name that the case accepts; many cases
