@@ -118,7 +118,7 @@ def llama_in_half(trial: Trial) -> None:
     "guess.",
     causes=("NotLearning", "TargetsUnpaired"),
     check=loss_hurt,
-    steps=500,
+    steps=400,
     shown_by="the cross-entropy stays at ln 10 after the boxes' loss has fallen",
 )
 def classes_of_another_file(trial: Trial) -> None:
