@@ -340,7 +340,10 @@ RULES: tuple[Rule, ...] = (
             ),
             Threshold(
                 severity="warning",
-                when=(Condition("gradient_norms_zero_steps", above=31.0),),
+                when=(
+                    Condition("gradient_zero_median_ratio", above=0.9),
+                    Condition("gradient_norms_zero_steps", above=31.0),
+                ),
                 for_points=2,
                 summary="All gradients have become exactly zero.",
             ),
