@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from _sitebuiltins import Quitter
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, NoReturn
 
@@ -53,7 +54,8 @@ def exit_program(*args: Any, **kwargs: Any) -> NoReturn:
     try:
         _exit(*args, **kwargs)
     except SystemExit as error:
-        LEAVING.begins(error)
+        with suppress(Exception):
+            LEAVING.begins(error)
         raise
 
 
@@ -63,7 +65,8 @@ def quit_program(self: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return _quit(self, *args, **kwargs)
     except SystemExit as error:
-        LEAVING.begins(error)
+        with suppress(Exception):
+            LEAVING.begins(error)
         raise
 
 

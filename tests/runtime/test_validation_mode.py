@@ -105,7 +105,8 @@ def test_what_is_no_validation(tmp_path):
     ("dropping", "told"),
     [("always", True), ("attention", True), ("as told", False), ("attention as told", False), ("", False)],
 )
-def test_dropout_in_evaluation(dropping, told, tmp_path):
+def test_dropout_in_evaluation(dropping, told, tmp_path, monkeypatch):
+    monkeypatch.setattr("stabwatch.hooks.forward.compilers_used", lambda: False)  # by a test before this one
     torch.manual_seed(0)
     model, kept = Model(dropping), (F.dropout, F.scaled_dot_product_attention)
     found = _train(tmp_path / "run", model, _validates(model, False))
