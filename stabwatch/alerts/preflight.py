@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from stabwatch.alerts.catalogue import RULES
+from stabwatch.alerts.catalogue import DERIVED, RULES
 from stabwatch.alerts.engine import Engine
 from stabwatch.alerts.rule import SEVERITIES, Alert, Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, median
 from stabwatch.alerts.templates import group_names
 from stabwatch.alerts.timeline import lead, timeline
 from stabwatch.runlog import RecordBatch, RunLog
+from stabwatch.signals import CATALOGUE
 
 AT_ONCE = (
     "DoubleSoftmax", "ReluOnLogits", "LossBroadcast", "TargetOutOfRange", "TargetsIgnored", "InitialLossTooHigh",
@@ -39,6 +40,7 @@ FAR_BELOW = 0.5
 """Of ln(classes): a first loss below it knows the answer already."""
 MOSTLY = 0.95
 """Of the targets; prompts of a dialogue are some tenths of it."""
+_GAUGES = {signal.name for signal in (*CATALOGUE, *DERIVED)}
 _HALF = ("evaluation_mode_ratio", "gradients_kept_ratio")
 
 
@@ -123,9 +125,9 @@ def _hasty(rule: Rule) -> Rule:
 
 
 def _now(condition: Condition) -> Condition:
-    """Instead of for how long something has been so: is it so?"""
+    """Instead of for how long something has been so: is it so? As it is where no gauge says that."""
     gauge = condition.gauge.removesuffix(LASTING)
-    if gauge == condition.gauge:
+    if gauge == condition.gauge or gauge not in _GAUGES:
         return condition
     return Condition(gauge, above=0.5 if gauge in _HALF else 0.0)
 
