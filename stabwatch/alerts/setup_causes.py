@@ -168,7 +168,7 @@ def _schedule_stands_still(e: Evidence) -> Found | None:
         alerts[0].onset,
         (
             f"The learning rate has been {e.memory.context['learning_rate']:.3g} in each step. A schedule was made for "
-            f"{base:.3g}, and has not been stepped since.",
+            f"{base:.3g}, and has not changed it since: it is not stepped, or gives the same rate again.",
             f"Step {alerts[0].step}: {alerts[0].description}",
         ),
         confidence=0.9,
@@ -216,11 +216,12 @@ OF_SIZES: tuple[RootCause, ...] = (
     ),
     RootCause(
         "ScheduleStandsStill",
-        "The schedule of the learning rate is not stepped",
+        "The schedule of the learning rate stands still",
         _schedule_stands_still,
         (
             "Call `scheduler.step()` after each `optimizer.step()`; Lightning does not with manual optimisation.",
             "If it is stepped once an epoch: count its warm-up in epochs.",
+            "If it is stepped, print its factor: a division of whole numbers gives 0 until the warm-up is over.",
         ),
     ),
     RootCause(

@@ -288,7 +288,7 @@ def adapters_scaled_by_zero(trial: Trial) -> None:
 @report(
     source="https://github.com/facebookresearch/maskrcnn-benchmark/issues/335",
     mechanism="The warm-up divides whole numbers: its factor is 0 until it ends, which is after the run.",
-    causes=("LearningRateZero", "NoUpdates"),
+    causes=("LearningRateZero", "NoUpdates", "ScheduleStandsStill"),
     check=loss_hurt,
     shown_by="the learning rate is 0 from the first step on",
 )
