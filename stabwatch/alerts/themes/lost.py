@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from stabwatch.alerts.blocks import Block, BlockGauges
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, own_signals
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, Bools
+from stabwatch.alerts.statistics import Array, Bools, Ints
 from stabwatch.alerts.themes.setup import PartFeature, part_thresholds
 from stabwatch.runlog import SeriesKey
 
@@ -137,6 +138,17 @@ class ZeroedFeature(PlainFeature):
         }
 
     measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:  # type: ignore[override]
+        """See `blocks`."""
+        norms = self._columns.of(self.signal, values)
+        if not np.isnan(self._since).all() or (norms == 0).any():
+            return None
+        self._had |= (norms > 0).any(axis=0)
+        rows, found = super().observe_block(steps, values)
+        none = np.where(np.isnan(norms), np.nan, 0.0)
+        columns = {gauge.name: none for gauge in self.gauges}
+        return rows, BlockGauges({self.signal: norms, "points": found.of("points")} | columns)
 
 
 def features() -> tuple[Feature, ...]:
