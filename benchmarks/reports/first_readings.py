@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.report import table
@@ -70,7 +71,7 @@ def _of(pair: tuple[int, int] | None) -> str:
 
 
 def first_readings() -> str:
-    """Two tables, of the cases and of the healthy workloads."""
+    """Two tables, of the cases and of the healthy workloads, and sums of the first."""
     cases = table(
         ("cases", "found", "first cause right", "where right", "alarms in steps of the twins", ""),
         [
@@ -82,4 +83,10 @@ def first_readings() -> str:
         ("healthy workloads", "alarms in steps, default", "everything measured", ""),
         [(r.modules, _of(r.alarms), _of(r.every), r.note) for r in HEALTHY],
     )
-    return f"{cases}\n\n{healthy}"
+    fresh, siblings = (_sum([r for r in CASES if r.siblings == kind]) for kind in (False, True))
+    return f"{cases}\n\nTogether, without the siblings: {fresh}. Siblings: {siblings}.\n\n{healthy}"
+
+
+def _sum(readings: Sequence[FirstReading]) -> str:
+    cases, found, causes = (sum(r[i] for r in readings) for i in (1, 2, 3))
+    return f"{found} of {cases} found ({found / cases:.0%}), {causes} first causes right ({causes / cases:.0%})"
