@@ -23,7 +23,7 @@ CORE = (
     "layer_gradient_norm", "update_to_weight_ratio", "attention_entropy",
 )  # fmt: skip
 """Signals of layers that stay when not all fit: those of the page's table, and what the first causes are read from."""
-RESERVED = 500
+RESERVED = 600
 """Part of the limit that is reserved for alerts and for metrics of the agent itself."""
 
 

@@ -98,7 +98,7 @@ def test_output_exit_code_arguments_and_stdin_are_the_programs_own(place: Path) 
     assert {s: v for s, v in losses(watched.stdout).items() if s} == pytest.approx(
         dict(zip(steps, values, strict=True))
     )
-    assert [e.data["reason"] for e in found.events if e.kind == "end"] == ["finished"]
+    assert [e.data["reason"] for e in found.events if e.kind == "end"] == ["exception"]
     assert not [e for e in found.events if e.kind == "error"]
 
 
