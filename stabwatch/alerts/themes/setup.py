@@ -47,7 +47,8 @@ class PartFeature(LastingFeature):
         numbers = super().update(step, values)
         if numbers is None:
             return None
-        together = np.nansum(self._shares.of(self._of_all, values))
+        with np.errstate(invalid="ignore"):  # of infinities
+            together = np.nansum(self._shares.of(self._of_all, values))
         return numbers | {self._together: np.where(np.isnan(numbers[self.signal]), np.nan, together)}
 
     measures = own_signals
