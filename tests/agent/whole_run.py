@@ -1,7 +1,8 @@
 """Real trainings that show every signal between them, each until it is killed.
 
 python -m tests.agent.whole_run FOLDER: one process with attention, experts with a capacity, a gradient scaler, a fixed
-batch, the Taylor radius and a guard; the learning rate is too high, and the loss is NaN now and then.
+batch, the Taylor radius, a guard, a token that ends a text and evaluations; the learning rate is too high, and the loss
+is NaN now and then.
 python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
 weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
 coarse for their updates, a loss of shapes that broadcast, and targets out of range.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import itertools
 import sys
 import warnings
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -35,6 +37,7 @@ def alone(folder: str) -> None:
     model, draw = tasks.gpt_of_experts(0), tasks.text(0)
     for block in model.blocks:
         block.mlp.capacity_factor = 1.25
+    model.config = SimpleNamespace(eos_token_id=int(draw(0)[0][0, 0]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     settings = {"agent": False, "verbose": False, "every_step": True, "taylor": True, "guard": "skip_step"}
@@ -52,6 +55,9 @@ def alone(folder: str) -> None:
         scaler.step(optimizer)
         scaler.update()
         watch.log(accuracy=0.5)
+        with torch.no_grad():
+            model.eval()(x)
+            model.train()
 
 
 class Both(nn.Module):
