@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature
+from stabwatch.alerts.blocks import Block
+from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature, own_signals
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, Bools
+from stabwatch.alerts.statistics import Array, Ints
 
 MOST_CALLS = 0.75
 """Share of the calls of a pause that must be on inputs that came before: who generates from a prompt calls on more."""
@@ -52,9 +53,18 @@ class ValidationFeature(RunFeature):
             self._interval, self._last = self._step - self._last, self._step
         return {self.gauges[0].name: math.nan if self._opposed else float(self._validated), self.signal: share}
 
-    def measures(self, values: Array) -> Bools:
-        """See `blocks`: each record counts."""
-        return np.ones(len(values), dtype=bool)
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:
+        """See `blocks`."""
+        shares, opposed = (self._column(signal, values) for signal in self._columns.signals)
+        if self._validated or (shares >= MOST_CALLS).any():
+            return None
+        rows = np.flatnonzero(~np.isnan(shares))
+        against = self._opposed | np.logical_or.accumulate(opposed > 0)
+        self._opposed = bool(against[-1])
+        none = np.where(against, math.nan, 0.0)
+        return self._many(rows, {self.gauges[0].name: none[rows], self.signal: shares[rows]})
 
 
 def features() -> tuple[Feature, ...]:
