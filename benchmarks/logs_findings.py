@@ -454,7 +454,7 @@ Of the whole logs, trouble was found in 4 of 8 and 1 of 4, and 0 of 29 and 1 of 
 Missed in round 35: three discriminators that won in few records, a fourth whose losses for real and for made samples
 are 0, two records at fifty thousand times the loss (they were told as odd batches), a loss of 0 in four epochs, both
 losses at seven times in the second of two epochs, outputs that are exactly 0 or 1 (a loss of 7.67 at an accuracy of
-0.5), a running mean that stays, a utility whose name stands in brackets, and a PSNR that falls from the first record
+0.5), a running mean that stays, a utility whose name is in brackets, and a PSNR that falls from the first record
 to the second, in a line of 58 records that was not read. Not read were also `Loss at epoch 0 and iteration 500 is
 2.1`, and rows of losses without names, twice. A divergence was told 18 records late, and a NaN one. Of the calm ones,
 steps were wrong where a language model writes steps in its answers, where each batch has a number of time steps, and

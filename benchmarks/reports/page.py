@@ -218,12 +218,12 @@ one line (`benchmarks/reports/cases/`), and healthy workloads in the manner of c
 (`benchmarks/reports/healthy/`). Rules were written and fixed with these cases at hand: reports that are kept apart may
 come out worse. How much worse shows what came out at the first reading of each set, which was written when the rules
 for those before it were there. Causes were noted before a run was seen (from `later` on), and a case that did not show
-its fault was changed before it was read. Siblings are other guises of what was mended just before.
+its fault was changed before it was read. Siblings are other guises of what was fixed just before.
 
 {first_readings()}
 
-Afterwards rules were mended and added; older cases accept the names of new rules where they say the same. An alarm that
-was true of a twin or a workload was mended there.
+Afterwards rules were fixed and added; older cases accept the names of new rules where they say the same. An alarm that
+was true of a twin or a workload was fixed there.
 
 Found: a warning or a critical alarm begins at or after the fault, and the twin does not raise the same within 20 steps.
 First cause right: the diagnosis names first what the report was about, by a name that the case accepts; many cases

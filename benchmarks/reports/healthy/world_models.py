@@ -126,7 +126,7 @@ class _Dictionary(nn.Module):
 
 @healthy(learns=falls(0.6), steps=600)
 def features_of_a_model(trial: Trial) -> None:
-    """A sparse autoencoder of a language model's activations: L1 warmed up, unit columns, features that died anew."""
+    """A sparse autoencoder of a language model's activations: L1 warmed up, unit columns, features that died again."""
     language = TextModel().eval()
     kept: list[Tensor] = []
     language.blocks[0].register_forward_hook(lambda _m, _i, out: kept.append(out.detach()))
