@@ -54,7 +54,6 @@ _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SYMPTOMS = (*_LOSS, "NonFinite")
 _OF_LOSS = ("LossConstant", "LossLostAtRateJump", "LossStuck", "LossWithoutBound", "OddBatches")
 """Rules that speak of the loss itself."""
-NEARLY_ALL = 0.95
 OUTCOMES = ("NotLearning", "NoBetterThanMean")
 """They say that nothing is learned, and not why: what else began before they were seen comes first."""
 _SPIKE_AFTER = "A loss spike"
@@ -158,7 +157,7 @@ def _calm(engine: Engine) -> str:
         return "Nothing has been recorded yet."
     steps = engine.data_changes
     what = f" The data changed, and the loss with them, at step {' and '.join(map(str, steps))}." if steps else ""
-    habits = [text for signal, text in HABITS.items() if engine.memory.share_of(signal) >= NEARLY_ALL]
+    habits = [text for signal, text in HABITS.items() if engine.memory.is_habit(signal)]
     return f"Nothing left its normal range up to step {engine.last_step}.{what}{''.join(habits)}"
 
 

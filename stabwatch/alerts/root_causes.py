@@ -208,8 +208,8 @@ def _recurrent(e: Evidence) -> Found | None:
 
 
 def _bad_batch(e: Evidence) -> Found | None:
-    if e.of("DataNotShuffled"):
-        return None  # each stretch is unlike the one before
+    if e.of("DataNotShuffled") or e.memory.is_habit("batch_repeated"):
+        return None  # each stretch is unlike the one before, or all batches are one
     lone = e.of("LoneLosses")
     if lone and e.onset >= lone[0].onset - e.together:
         return Found(lone[0].onset, (f"Step {lone[0].step}: {lone[0].description}",), confidence=0.7)

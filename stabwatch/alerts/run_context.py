@@ -32,6 +32,7 @@ HABITS = {
 """What a loop may do on purpose, and by mistake: told where nothing is wrong that a rule knows."""
 _FEWEST_TOLD = 64
 """Steps of which that is known from which on it is told."""
+_NEARLY_ALL = 0.95
 _ONE = 1.001
 """Stable rank below which a matrix is of rank one, but for rounding."""
 _JUMP = 2.0
@@ -122,10 +123,10 @@ class RunContext:
         self._told: dict[str, NDArray[np.int64]] = {name: np.zeros(2, dtype=np.int64) for name in HABITS}
         self._told_columns: list[tuple[str, int]] = []
 
-    def share_of(self, signal: str) -> float:
-        """In what share of the steps of which it is known one of `HABITS` was so; 0 of few."""
+    def is_habit(self, signal: str) -> bool:
+        """Was one of `HABITS` so in nearly all steps of which it is known? Of few it is not said."""
         so, known = self._told[signal].tolist()
-        return so / known if known >= _FEWEST_TOLD else 0.0
+        return known >= _FEWEST_TOLD and so >= _NEARLY_ALL * known
 
     def _note_told(self, values: Array) -> None:
         """Count what was so in records (n, series)."""

@@ -21,6 +21,7 @@ from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.cursor import CURSOR, caller, in_backward, last_called, listening
+from stabwatch.hooks.drawing import DRAWING_PATCHES
 from stabwatch.hooks.leaving import LEAVING_PATCHES
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
 from stabwatch.hooks.patching import (
@@ -267,6 +268,7 @@ _PATCHES: tuple[Patch | MethodPatch, ...] = (
     *BACKWARD_PATCHES,
     *scale_patches(),
     *LEAVING_PATCHES,
+    *DRAWING_PATCHES,
     MethodPatch(torch.amp.GradScaler, "update", scaler_update),
 )
 _PAIRS = tuple(patch.pair for patch in _PATCHES if isinstance(patch, Patch))

@@ -103,6 +103,13 @@ def test_a_loss_that_jumps_is_put_down_to_the_batch_but_not_while_the_learning_r
     assert "Likely cause: Learning rate too high." in found.verdict, "what the verdict tells first is its effect"
 
 
+def test_no_batch_is_bad_where_all_are_one():
+    losses = [*wave(100, 2.0, 0.02), *wave(20, 6.0, 0.02)]
+    for again, found in ((0.0, True), (1.0, False)):
+        causes = _diagnosis({"loss": losses, "learning_rate": [1e-3] * 120, "repeated": [again] * 120}).causes
+        assert ("BadBatch" in {c.name for c in causes}) is found
+
+
 def test_a_loss_that_rises_on_and_on_is_put_down_to_no_batch():
     losses = [*wave(100, 2.0, 0.02), *(2.0 * 1.02**i for i in range(100))]
     found = _diagnosis({"loss": losses, "learning_rate": [1e-3] * 200})

@@ -251,6 +251,21 @@ def test_calls_without_gradients(way, tmp_path):
     assert found["calls_without_gradient"] == (0.0 if way == "evaluation" else 3.0)
 
 
+@pytest.mark.parametrize("way", ["sample", "rsample", "data"])
+def test_a_draw_from_what_a_model_says_is_an_action(way, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+
+    def loss():
+        out = model(torch.randn(8, 5))
+        normal = torch.distributions.Normal(torch.zeros_like(out) if way == "data" else out, 1.0)
+        drawn = normal.rsample() if way == "rsample" else normal.sample()
+        yield (out - drawn).square().mean() + normal.log_prob(drawn).mean()
+
+    found, _ = _watched(tmp_path / "run", model, loss)
+    assert found["calls_without_gradient"] == float(way == "sample")
+
+
 def test_parts_of_a_model_that_is_never_called_act_at_steps_that_are_not_measured_too(tmp_path):
     model = _Actor()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

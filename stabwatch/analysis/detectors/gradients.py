@@ -28,6 +28,8 @@ UNLEARNED, LEARNED = 0.98, 0.9
 """Shares of its first value above which a loss has not fallen yet, and below which it has."""
 ODD = 5.0
 """Multiple of the usual norm from which single records are reported."""
+OFTEN = 5
+"""Other places with norms half as far above the usual, or farther, from which on a rise that ends is one of them."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
@@ -46,14 +48,16 @@ def find(segment: RunSegment) -> list[Incident]:
         ratio = np.nan_to_num(values / past_median(values), nan=1.0, posinf=np.inf)
     first = BASE if segment.fresh else 2
     ratio[:first] = 1.0
-    found, done = [], first
+    found, told, done = [], list[tuple[int, int]](), first
     for start, stop in _sustained(ratio):
         if start < done:
             continue
         base = float(np.median(values[max(0, start - WINDOW) : start]))
-        stop = _end(values, stop, base)
-        found.append(_explosion(segment, norm, start, stop, base))
-        done = stop
+        stop = done = _end(values, stop, base)
+        if stop == len(values) or not _is_common(ratio, start, stop):
+            found.append(_explosion(segment, norm, start, stop, base))
+            told.append((start, stop))
+    for start, stop in told:
         ratio[start:stop] = 1.0
     for excursion in segment.excursions:  # reported by the detector of spikes
         loss = segment.finite_loss
@@ -89,6 +93,13 @@ def _sustained(ratio: Array) -> list[tuple[int, int]]:
     high = [(a, b) for a, b in spans(ratio > HIGH) if b - a >= SUSTAINED]
     high += [(a, b) for a, b in spans(ratio > HIGH) if any(a <= c < b for c, _ in far)]
     return sorted(set(high))
+
+
+def _is_common(ratio: Array, start: int, stop: int) -> bool:
+    """Does the norm rise about as far in many other places of the curve, if only for a record or two?"""
+    half = float(ratio[start:stop].max()) / 2
+    others = [(a, b) for a, b in spans(ratio > ODD) if b <= start or a >= stop]
+    return sum(float(ratio[a:b].max()) >= half for a, b in others) >= OFTEN
 
 
 def _end(values: Array, stop: int, base: float) -> int:

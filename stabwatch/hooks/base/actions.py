@@ -1,4 +1,7 @@
-"""Calls without gradients in training mode: on new inputs a model acts, on inputs that come again it is validated."""
+"""Does the model act? It does where it is called without gradients in training mode, or drawn from.
+
+Of such calls those on new inputs are actions; on inputs that come again a model is validated.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,10 @@ class Actions:
             self._count += 1
         elif before < step:
             self._again.append(key)
+
+    def drawn(self) -> None:
+        """The program has drawn from a distribution that a model says: that is an action."""
+        self._count += 1
 
     def take(self, trained: Iterable[bytes] = ()) -> tuple[int, int]:
         """How many on new inputs, and how many on inputs of earlier steps, since this was last asked for.

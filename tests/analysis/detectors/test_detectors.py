@@ -275,6 +275,15 @@ def test_single_gradients_are_notes():
     assert noted(run_of(loss=calm_curve(2000), grad_norm=norm)) == {"GradientNormOutliers"}
 
 
+def test_a_burst_of_gradients_is_a_note_where_others_are_as_high():
+    norm = np.exp(0.2 * np.random.default_rng(0).standard_normal(2000))
+    norm[700:706] *= 24
+    assert only(run_of(loss=calm_curve(2000), grad_norm=norm), "GradientNormExplosion").first_step == 700
+    norm[100::130] *= 50
+    found = run_of(loss=calm_curve(2000), grad_norm=norm)
+    assert not troubles(found) and noted(found) == {"GradientNormOutliers"}
+
+
 def overflows(*scales_by_step: tuple[int, float]) -> list[Remark]:
     return [Remark("overflow", step, step + 1, f"OVERFLOW! reducing to {s}", s) for step, s in scales_by_step]
 
