@@ -100,6 +100,10 @@ class LoopChecks:
             if kept != 0.0:
                 self._kept[optimizer] = _smaller(kept, _share_that_is_not_empty(mine))
 
+    def other_stepped(self) -> None:
+        """An optimizer of another model steps: it took the passes before, as a critic those through a generator."""
+        self._reached, self._found = 0, []
+
     def pass_ended(self) -> None:
         """A backward pass has reached the model."""
         self._reached += 1

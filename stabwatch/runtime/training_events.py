@@ -319,6 +319,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         if not self._sent and self._silence.long:
             self._say_silence()
         if not own:
+            self._checks.other_stepped()
             return
         self._inner = optimizer
         if not self._asked(self._clock.enters, optimizer):

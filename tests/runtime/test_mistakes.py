@@ -61,6 +61,25 @@ def test_gradients_that_are_thrown_away_are_told(micro, before_pass, told, tmp_p
     assert ("GradientsThrownAway" in named) == told
 
 
+def test_passes_of_a_critic_through_a_generator_are_not_its_micro_batches(tmp_path):
+    """As in many programs of Wasserstein networks: what is made up is not detached in the critic's passes."""
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    steps = {m: torch.optim.Adam(m.parameters(), lr=1e-3) for m in (generator, critic)}
+    watch = stabwatch.attach(generator, steps[generator], run_dir=tmp_path / "run", agent=False, verbose=False)
+    for i in range(300):
+        steps[critic].zero_grad()
+        fake = generator(torch.randn(16, 4))
+        (critic(fake).mean() - critic(torch.randn(16, 6)).mean()).backward()
+        steps[critic].step()
+        steps[generator].zero_grad()
+        if i % 5 == 4:
+            (-critic(generator(torch.randn(16, 4))).mean()).backward()
+            steps[generator].step()
+    watch.detach()
+    assert "GradientsThrownAway" not in {cause.name for cause in analyze(tmp_path / "run").diagnosis.causes}
+
+
 class _Sequences(nn.Module):
     def __init__(self, layer):
         super().__init__()

@@ -13,6 +13,7 @@ from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.data_change import CHANGED
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Duration, Feature, RunFeature, ScalarFeature, own_signals
+from stabwatch.alerts.objectives import makes_its_data
 from stabwatch.alerts.references import CALIBRATED, RELU, ZCLIP
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints, after_each, column_medians, median, middle, row_medians
@@ -81,7 +82,8 @@ class VanishingFeature(RunFeature):
     depth: the gradient RMS of the layer at the lower quartile over that of the largest, in one record; NaN with fewer
         than four layers. Beside it for how many steps that is small.
     remaining: loss over its first value. stall: loss over its value 32 points before. Both are medians of 16 points,
-        and NaN while the loss is not positive.
+        and NaN while the loss is not positive, and where the model makes its own data or is one of two players: such a
+        loss does not say what is learned.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -111,7 +113,7 @@ class VanishingFeature(RunFeature):
     _SMOOTH, _BEFORE, _LEVEL = 16, 32, 5
 
     def __init__(self) -> None:
-        self._loss = LayerColumns("loss")
+        self._loss = LayerColumns("loss", "calls_without_gradient", "opponent_steps")
         self._peak, self._recent = np.empty(0), np.empty((self._LEVEL, 0))
         super().__init__("gradient_vanishing", "gradient_rms")
 
@@ -131,9 +133,10 @@ class VanishingFeature(RunFeature):
         self._levels: deque[float] = deque(maxlen=self._BEFORE)
         self._first = math.nan
         self._far = Duration()
+        self._records = self._played = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        loss = self._loss.of("loss", values)
+        loss, says = self._loss.of("loss", values), self._says(values[None])[0]
         if len(loss) and math.isfinite(loss[0]):
             self._losses.append(float(loss[0]))
         now = self._columns.of("gradient_rms", values)
@@ -145,11 +148,20 @@ class VanishingFeature(RunFeature):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = now / self._peak
         self._ratios.append(median(ratio[np.isfinite(ratio)]))
-        remaining, stall = self._of_loss()
+        remaining, stall = self._of_loss() if says else (math.nan, math.nan)
         depth = _over_depth(now[None])[0]
         far = self._for_steps(self._step, depth)
         numbers = (median(np.array(self._ratios)), remaining, depth, far, stall)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
+
+    def _says(self, values: Array) -> Bools:
+        """In which records (n, series) the loss says what is learned: not where the model acts, or plays."""
+        loss, acted, opposed = (self._loss.of_run(signal, values) for signal in self._loss.signals)
+        known = np.isfinite(loss)
+        records = self._records + np.cumsum(known)
+        played = self._played + np.cumsum(known & ((acted > 0) | (opposed > 0)))
+        self._records, self._played = int(records[-1]), int(played[-1])
+        return ~makes_its_data(played, records)
 
     def _of_loss(self) -> tuple[float, float]:
         """Remaining and stall."""
@@ -172,7 +184,7 @@ class VanishingFeature(RunFeature):
         rows = np.flatnonzero(~np.isnan(now).all(axis=1))
         if len(rows) and len(self._levels) < self._BEFORE:
             return None
-        known = np.isfinite(losses)
+        known, says = np.isfinite(losses), self._says(values)[rows]
         past, x = np.array(self._losses), losses[known]
         self._losses.extend(x[-self._SMOOTH :].tolist())
         if not len(rows):
@@ -181,7 +193,9 @@ class VanishingFeature(RunFeature):
         before = np.concatenate([np.array(self._levels), level])[: len(level)]
         self._levels.extend(level[-self._BEFORE :].tolist())
         with np.errstate(invalid="ignore", divide="ignore"):
-            remaining, stall = (np.where((p > 0) & (level > 0), level / p, np.nan) for p in (self._first, before))
+            remaining, stall = (
+                np.where((p > 0) & (level > 0) & says, level / p, np.nan) for p in (self._first, before)
+            )
         depth = _over_depth(np.where(np.isfinite(now[rows]), now[rows], np.nan))
         far = np.array([self._for_steps(*x) for x in zip(steps[rows].tolist(), depth.tolist(), strict=True)])
         numbers = (self._faded(now[rows]), remaining, depth, far, stall)
