@@ -91,7 +91,8 @@ class RepeatFeature(RunFeature):
 
     A model that makes its own data (it is called without gradients in training mode, or a copy of it is) learns from
     them several times: where a loss that compares outputs with targets is seen, and is not what is trained, but a part
-    of it (a value beside a policy), nothing is judged.
+    of it (a value beside a policy), nothing is judged. Nor is it of one of two players: a critic is called for the
+    actor's loss with the batch that it learned from.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -103,24 +104,25 @@ class RepeatFeature(RunFeature):
 
     def __init__(self) -> None:
         super().__init__(
-            "batch_repeats", "batch_repeated", "calls_without_gradient", "loss", "token_loss", "compared_loss"
-        )
+            "batch_repeats", "batch_repeated", "calls_without_gradient", "opponent_steps", "loss", "token_loss",
+            "compared_loss",
+        )  # fmt: skip
 
     def _begin(self) -> None:
         self._repeats: deque[bool] = deque(maxlen=PAIRS)
-        self._records = self._acted = 0
+        self._records = self._played = 0
         self._compares = True
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        repeated, acted, loss, *seen = (self._one(signal, values) for signal in self._columns.signals)
+        repeated, acted, opposed, loss, *seen = (self._one(signal, values) for signal in self._columns.signals)
         self._records += 1
-        self._acted += acted > 0
+        self._played += acted > 0 or opposed > 0
         if not all(map(math.isnan, seen)):
             self._compares = any(abs(loss - x) <= EQUAL * abs(x) for x in seen)
         if math.isnan(repeated):
             return None
         self._repeats.append(repeated > 0)
-        judged = self._compares and not makes_its_data(self._acted, self._records)
+        judged = self._compares and not makes_its_data(self._played, self._records)
         full = len(self._repeats) == PAIRS and judged
         share = sum(self._repeats) / PAIRS if full else math.nan
         return dict(zip((g.name for g in self.gauges), (share, PAIRS * (1 - share)), strict=True))
