@@ -21,10 +21,11 @@ from stabwatch.signals import CATALOGUE
 
 AT_ONCE = (
     "DoubleSoftmax", "ReluOnLogits", "LossBroadcast", "TargetOutOfRange", "TargetsIgnored", "InitialLossTooHigh",
+    "InitialOutputsTooLarge",
     "NotLogProbabilities", "InputsConstant",
     "TargetsShiftedTwice", "TargetsNotShifted", "TargetsNotHidden", "CausalMaskMissing", "TargetInInput",
     "PartWithoutGradient", "ParametersNotInOptimizer", "ParametersNotRegistered", "EvalModeInTraining",
-    "ClipOnScaledGradients", "GradientsNotUnscaled", "ClipAfterStep",
+    "ClipOnScaledGradients", "GradientsNotUnscaled", "LossTermNotScaled", "ClipAfterStep", "NoNonlinearity",
     "OptimizerStateLost", "ReplicasDiffer", "NonFinite", "UpdateTooLarge", "AttentionEntropyCollapse",
 )  # fmt: skip
 """Rules whose first point is enough."""

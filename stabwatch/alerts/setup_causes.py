@@ -31,7 +31,7 @@ def _large_inputs(e: Evidence) -> Found | None:
     size = e.context.get("input_rms", 0.0)
     shown = e.of(
         "InitialLossTooHigh", "UpdateTooLarge", "ActivationOutlierGrowth", "LossDivergence", "NonFinite",
-        "NotLearning", "NoBetterThanMean", "OutputsConstant", "SaturatedFromStart",
+        "NotLearning", "NoBetterThanMean", "OutputsConstant", "SaturatedFromStart", "InitialOutputsTooLarge",
     )  # fmt: skip
     first = e.memory.first_step
     if size < LARGE_INPUT or first is None or not shown or e.onset > first + e.recent:

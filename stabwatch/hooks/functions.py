@@ -23,6 +23,7 @@ from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.cursor import CURSOR, caller, in_backward, last_called, listening
 from stabwatch.hooks.drawing import DRAWING_PATCHES
 from stabwatch.hooks.leaving import LEAVING_PATCHES
+from stabwatch.hooks.loaders import LOADER_PATCHES
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
 from stabwatch.hooks.patching import (
     SOFTMAX_METHOD,
@@ -269,6 +270,7 @@ _PATCHES: tuple[Patch | MethodPatch, ...] = (
     *scale_patches(),
     *LEAVING_PATCHES,
     *DRAWING_PATCHES,
+    *LOADER_PATCHES,
     MethodPatch(torch.amp.GradScaler, "update", scaler_update),
 )
 _PAIRS = tuple(patch.pair for patch in _PATCHES if isinstance(patch, Patch))

@@ -15,6 +15,7 @@ from torch import Tensor
 from stabwatch.hooks.base.actions import batch_of
 from stabwatch.hooks.base.batch_projection import BatchNumbers, numbers_of, project
 from stabwatch.hooks.base.host_transfer import HostTransfer
+from stabwatch.hooks.loaders import LOADED
 from stabwatch.runlog import host_accumulator
 from stabwatch.runtime.batch_shift import BatchShift
 
@@ -23,7 +24,8 @@ BATCH = 8
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
     "evaluation_mode_ratio", "clip_limit", "clip_value", "backward_passes", "forward_passes", "calls_without_gradient",
-    "batch_repeated", "opponent_steps", "clip_late_ratio", "scaled_step_ratio", "weight_decay_ratio",
+    "batch_repeated", "loader_restarted", "opponent_steps", "clip_late_ratio", "scaled_step_ratio",
+    "loss_terms_unscaled", "weight_decay_ratio",
     "closure_passes", "weights_written", "validation_in_training_ratio", "dropout_in_evaluation", "batch_shift_ratio",
 )  # fmt: skip
 _GAUGES = len(_HOST_GAUGES) - 1
@@ -84,6 +86,9 @@ class HostNumbers:
     singles: int = 0
     largest: int = 0
     repeated: float = math.nan
+    restarted: float = math.nan
+    _loaded: tuple[int, int] = (0, 0)
+    """Iterators of loaders that were begun before the first forward of the step, and batches that they gave."""
     batch: BatchNumbers | None = None
     _some: bytes = b""
     _before: bytes = b""
@@ -91,6 +96,7 @@ class HostNumbers:
     clip_value: float = math.nan
     clip_late: float = math.nan
     scaled_step: float = math.nan
+    bare_terms: float = math.nan
     decay: float = math.nan
     written: float = math.nan
     _written: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -115,6 +121,10 @@ class HostNumbers:
         now, before = b"" if self.batch is None else self.batch.some, self._some
         self.repeated = float(now == before) if now and before else math.nan
         self._before, self._some = before, now
+        begun, given = LOADED.begun - self._loaded[0], LOADED.given - self._loaded[1]
+        self._loaded = LOADED.begun, LOADED.given
+        if begun:
+            self.restarted = float(given <= begun and self.repeated == 1)
 
     def clipped(self, late: float, limit: Any = None, value: Any = None) -> None:
         """Gradients were clipped, to a norm of `limit` or to numbers of `value`.
@@ -144,6 +154,7 @@ class HostNumbers:
         self.singles = self.largest = self.closures = 0
         self.clip_limit = self.clip_value = math.nan
         self.evaluating = self.repeated = self.clip_late = self.scaled_step = math.nan
+        self.bare_terms = self.restarted = math.nan
         self.batch, self.written = None, math.nan
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
@@ -160,9 +171,9 @@ class HostNumbers:
             self.step_seconds, self.data_wait, self.samples / self.step_seconds if timed else math.nan,
             self.learning_rate, self.overhead, self.taps_missing, self.evaluating, self.clip_limit,
             self.clip_value, self.passes or math.nan, self.forwards or math.nan,
-            self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.opposed,
-            self.clip_late, self.scaled_step, self.decay, self.closures or math.nan, self.written,
-            self.validated, self.dropped_in_evaluation,
+            self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.restarted,
+            self.opposed, self.clip_late, self.scaled_step, self.bare_terms, self.decay, self.closures or math.nan,
+            self.written, self.validated, self.dropped_in_evaluation,
             self.skipped - skipped, self.errors - errors, self.dropped - dropped, self.resets - resets,
         )  # fmt: skip
 

@@ -17,18 +17,28 @@ class LoopOrder:
 
     def __init__(self) -> None:
         self._passes = 0
+        self._scaled: list[bool] = []
+        """Of the backward passes of the open step: was the loss multiplied by a gradient scaler?"""
         self._passes_before = 0
         """Of the step that was taken last."""
         self.scaler: Any = None
         """The gradient scaler of the losses of the open step."""
+        self._bare = True
+        """No scaler has scaled the loss of the backward pass that began last."""
 
     def backward_begins(self, roots: Sequence[Tensor]) -> None:
         """A backward pass begins at these roots, of whatever model."""
         scaler = scaler_of(roots)
         self.scaler = self.scaler if scaler is None else scaler
+        self._bare = scaler is None
 
     def pass_ended(self) -> None:
-        """Gradients of this model were computed."""
+        """A backward pass has reached this model."""
+        self._passes += 1
+        self._scaled.append(not self._bare)
+
+    def gradients_taken(self) -> None:
+        """Gradients of this model were computed, and not put into its parameters."""
         self._passes += 1
 
     def clipped(self, limit: Any) -> float:
@@ -52,6 +62,12 @@ class LoopOrder:
         unscaled = any(state.get("stage") is not OptState.READY for state in list(states.values()))
         return float(untouched and not unscaled and getattr(optimizer, "grad_scale", None) is None)
 
+    def terms_bare(self, kept: int) -> float:
+        """Of the last passes, whose gradients were kept: 1 if a scaler has scaled the loss of some, and not of all."""
+        last = self._scaled[-kept:] if kept else []
+        return float(any(last) and not all(last))
+
     def stepped(self) -> None:
         """An optimizer has stepped."""
         self._passes, self._passes_before, self.scaler = 0, self._passes, None
+        self._scaled.clear()

@@ -259,7 +259,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         if not self._clock.numbered:
             self._end_unannounced()
         self.isolation.run("loss", "always", self._loss.taken, outputs, gradients, inputs)
-        self._order.pass_ended()
+        self._order.gradients_taken()
         if self._parameter_steps.active and self._asked(self._taps.now.parameters.owns, inputs):
             self._prepare(taken=True)
         self.isolation.run("clock", "always", self._parameter_steps.pass_ended)
@@ -289,6 +289,8 @@ class TrainingEvents(ClipEvents, PipelineEvents):
     def _note_scaled(self, optimizer: Any) -> None:
         untouched = self._host.has_clipped or not self._loss.trained.gone()
         self._host.scaled_step = self._order.before_step(optimizer, untouched)
+        if len(self._seen_optimizers) <= 1:  # others may have losses of their own
+            self._host.bare_terms = self._order.terms_bare(self._loss.trained.passes)
 
     def scaler_updated(self, scaler: Any, stepped: set[int]) -> None:
         """The gradient scaler was updated; if no optimizer stepped, it skipped this step."""

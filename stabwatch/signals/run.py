@@ -166,6 +166,12 @@ SIGNALS = (
         tier="sampled",
     ),
     _host(
+        "linear_layers",
+        "Linear layers one behind the other from output to input, with nothing but norms and dropout between; 0 where "
+        "other functions are.",
+        tier="sampled",
+    ),
+    _host(
         "samples_mixed_ratio",
         "Whether a recurrent layer or an attention took the batch for the sequence (`batch_first` is not set): 1.",
         "ratio",
@@ -231,6 +237,11 @@ SIGNALS = (
         "Whether the model's first input was that of the step before: 1, or 0; known for batches in the host's memory.",
     ),
     _host(
+        "loader_restarted",
+        "Whether the batch is the first of a loader that was begun again, as in the step before: 1, or 0; absent where "
+        "none was begun.",
+    ),
+    _host(
         "batch_shift_ratio",
         "Squared distance of the last three input batches from up to 64 before, over what chance gives; about 1.",
         "ratio",
@@ -264,6 +275,10 @@ SIGNALS = (
         "Whether the optimizer (none of Adam's kind) stepped with gradients that were still multiplied by the loss "
         "scale: 1, or 0.",
         "ratio",
+    ),
+    _host(
+        "loss_terms_unscaled",
+        "Whether a gradient scaler has scaled the loss of some of the step's backward passes, and not of all: 1, or 0.",
     ),
     _count(
         "optimizer_resets_total",

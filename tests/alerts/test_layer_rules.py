@@ -86,6 +86,7 @@ SCENARIOS = {
     "TargetsConstant": Scenario(
         "one_label", wave(100, 0.3, 0.05), [0.0] * 80, {"token_loss": lambda step: 1.0 if step < 100 else 1e-3}
     ),
+    "InitialOutputsTooLarge": Scenario("target_size", [1.0] * 100, [0.02] * 4, {"target_rms": 0.3}, from_start=True),
     "OutputsConstant": Scenario("spread", wave(100, 0.8, 0.05), [1e-3] * 200),
     "UpdatesTooSmall": Scenario("update a", wave(100, 0.003, 0.1), [1e-7] * 120, {"loss": 2.3}, from_start=True),
     "LayerStandsStill": Scenario(
@@ -105,10 +106,19 @@ SCENARIOS = {
     "WeightDecayTooLarge": Scenario("decay", [1e-4] * 100, [0.03] * 40),
     "UnitsAlike": Scenario("units", [0.0] * 100, [1.0] * 3, from_start=True),
     "LogitsScrambled": Scenario("scrambled", [0.0] * 100, [1.0] * 4),
+    "NoNonlinearity": Scenario("linear", [0.0] * 100, [3.0] * 4, from_start=True),
     "SamplesMixed": Scenario("mixed", [0.0] * 100, [1.0] * 4),
     "TargetsOutOfReach": Scenario("unreachable", [0.0] * 100, [0.5] * 5),
     "ClipAfterStep": Scenario("clip_late", [0.0] * 100, [1.0] * 5),
     "GradientsNotUnscaled": Scenario("scaled_step", [0.0] * 100, [1.0] * 5),
+    "LossTermNotScaled": Scenario("bare_terms", [0.0] * 100, [1.0] * 5),
+    "SmallBatches": Scenario(
+        "loss",
+        wave(300, 0.5),
+        ([0.5] * 20 + [1.5]) * 6,
+        {"speed": lambda step: 2.0 if step >= 300 and step % 21 == 5 else 32.0, "step_seconds": 1.0},
+    ),
+    "LoaderRestarted": Scenario("restarted", [0.0] * 100, [1.0] * 20),
     "DoubleSoftmax": Scenario("probability", [0.0] * 100, [1.0] * 4),
     "ReluOnLogits": Scenario("cut", [0.0] * 100, [1.0] * 4),
     "LossBroadcast": Scenario("broadcast", [1.0] * 100, [32.0] * 4),

@@ -77,6 +77,28 @@ def with_scaler(loss, parameters, optimizer, scaler):
     scaler.update()
 
 
+def one_of_two_scaled(loss, parameters, optimizer, scaler):
+    scaler.scale(loss).backward(retain_graph=True)
+    (loss * 2).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def both_scaled(loss, parameters, optimizer, scaler):
+    scaler.scale(loss).backward(retain_graph=True)
+    scaler.scale(loss * 2).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def thrown_away_before(loss, parameters, optimizer, scaler):
+    loss.backward(retain_graph=True)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
 def unscaled_and_clipped(loss, parameters, optimizer, scaler):
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
@@ -100,6 +122,7 @@ def divided_by_hand(loss, parameters, optimizer, scaler):
         (values_late, "ClipAfterStep"),
         (values_clipped_while_scaled, "ClipOnScaledGradients"),
         (without_scaler, "GradientsNotUnscaled"),
+        (one_of_two_scaled, "LossTermNotScaled"),
     ],
 )
 def test_a_wrong_order_is_named_first(step, cause, given, tmp_path):
@@ -108,7 +131,16 @@ def test_a_wrong_order_is_named_first(step, cause, given, tmp_path):
 
 @pytest.mark.parametrize(
     "step",
-    [in_time, norm_asked_for, with_scaler, unscaled_and_clipped, values_clipped_when_unscaled, divided_by_hand],
+    [
+        in_time,
+        norm_asked_for,
+        with_scaler,
+        unscaled_and_clipped,
+        values_clipped_when_unscaled,
+        divided_by_hand,
+        both_scaled,
+        thrown_away_before,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_a_usual_order_is_calm(step, tmp_path):

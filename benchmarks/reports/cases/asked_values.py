@@ -339,7 +339,7 @@ def stays_at_ln_ten(trial: Trial) -> None:
 @report(
     source="https://github.com/google-research/simclr/issues/189, https://github.com/fastai/fastai/pull/1095",
     mechanism="The last batch of each epoch has two samples: batch norm of two makes its loss many times the others.",
-    causes=("OddBatches", "BadBatch"),
+    causes=("SmallBatches", "OddBatches", "BadBatch"),
     check=lambda broken, twin: sum(broken.losses[59::20]) > 3 * sum(twin.losses[59::20]),
     fault=39,
     steps=300,

@@ -247,7 +247,7 @@ def scale_is_set_in_each_step(trial: Trial) -> None:
 @report(
     source="Asked often: two losses and one GradScaler",
     mechanism="Only the first of two losses is scaled: the gradient of the second is divided by 65,536 all the same.",
-    causes=("UpdatesTooSmall", "LayerStandsStill", "PartWithZeroGradient"),
+    causes=("LossTermNotScaled", "UpdatesTooSmall", "LayerStandsStill", "PartWithZeroGradient"),
     check=fact("second", (0.5, 99), (0, 0.4)),
     where=("second",),
     steps=300,

@@ -48,7 +48,7 @@ def crop_apart_from_the_mask(trial: Trial) -> None:
 @report(
     source="https://github.com/leohsuofnthu/Pytorch-IterativeFCN/issues/7, https://github.com/wandb/examples/issues/444",
     mechanism="`next(iter(loader))` in each step: the loader begins again, and each batch is the first.",
-    causes=("RepeatedBatches", "Overfitting", "EvaluationApart"),
+    causes=("LoaderRestarted", "RepeatedBatches", "Overfitting", "EvaluationApart"),
     check=fact("val_loss", (0.6, 99), (0, 0.5)),
     steps=250,
     shown_by="each step sees the same batch",

@@ -99,7 +99,13 @@ class _Residual(nn.Module):
     source="https://github.com/sanghyun-son/EDSR-PyTorch/issues/198, "
     "https://github.com/sanghyun-son/EDSR-PyTorch/issues/214, https://github.com/JiahuiYu/wdsr_ntire2018/issues/14",
     mechanism="Residual blocks without a norm are not scaled by 0.1: what they add doubles from block to block.",
-    causes=("ResidualStreamGrowth", "GradientGrowthOverDepth", "LearningRateTooHigh", "UpdateTooLarge"),
+    causes=(
+        "InitialOutputsTooLarge",
+        "ResidualStreamGrowth",
+        "GradientGrowthOverDepth",
+        "LearningRateTooHigh",
+        "UpdateTooLarge",
+    ),
     check=loss_hurt,
     steps=150,
     shown_by="the output of the last block is thousands of times that of the first",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts.features import Feature
+from stabwatch.alerts.features import Feature, PlainFeature
 from stabwatch.alerts.lone_losses import LoneFeature
 from stabwatch.alerts.references import PALM
 from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.small_batches import SmallBatchFeature
 
 
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (LoneFeature(),)
+    return (LoneFeature(), PlainFeature("loader_restarted"), SmallBatchFeature())
 
 
 RULES: tuple[Rule, ...] = (
@@ -51,5 +52,46 @@ RULES: tuple[Rule, ...] = (
             "How many steps are they apart? That number is the length of a list, the number of shards or of workers.",
             "If different data are mixed on purpose, mix them within each batch.",
         ),
+    ),
+    Rule(
+        name="SmallBatches",
+        title="Small batches have a loss far above all others",
+        family="small_batch",
+        summary="The loss of each small batch, as the last of an epoch may be, is far above that of whole batches.",
+        description="The batch of {samples:.0f} samples has a loss of {loss:.3g}. For {small_batches_high:.0f} small "
+        "batches in a row it was above all of the 16 before; of the last five {small_batch_loss_ratio:.2g} times.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("small_batches_high", above=4.5), Condition("small_batch_loss_ratio", above=1.5)),
+            ),
+        ),
+        abnormal=(Condition("small_batches_high", above=0.5),),
+        resolve_after=4,
+        source="five small batches (less than a quarter of the samples of each of the 16 before) in a row, half as "
+        "high again as any before: by chance one in 17 is the highest",
+        remedy=(
+            "Leave out the last batch of an epoch: `drop_last=True`.",
+            "Batch norm of a few samples is mostly noise: use group or layer norm, or larger batches.",
+            "Is the loss a sum, or divided by a fixed number of samples?",
+        ),
+    ),
+    Rule(
+        name="LoaderRestarted",
+        title="The loader begins again in each step",
+        family="loader_restarted",
+        summary="The loop makes a new iterator of its loader in each step: each batch is the first one.",
+        description="The batch is the first one of a loader that has several, and was begun again for this step, as it "
+        "was for the step before.",
+        thresholds=(Threshold(severity="warning", when=(Condition("loader_restarted", above=0.5),), for_points=16),),
+        abnormal=(Condition("loader_restarted", above=0.5),),
+        source="sixteen steps, each with one batch of an iterator of its own, and the batch of the step before",
+        remedy=(
+            "Make the iterator once: `for batch in loader`, or `it = iter(loader)` before the loop and `next(it)` in "
+            "it.",
+            "To go over the data without end: `while True: yield from loader`.",
+            "If one batch is learned by heart on purpose, no action is needed.",
+        ),
+        fact=True,
     ),
 )

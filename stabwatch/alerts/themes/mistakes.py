@@ -19,6 +19,7 @@ def features() -> tuple[Feature, ...]:
         PlainFeature("samples_mixed_ratio"),
         PlainFeature("logits_scrambled_ratio"),
         PlainFeature("target_unreachable_ratio"),
+        PlainFeature("linear_layers"),
     )
 
 
@@ -99,6 +100,25 @@ RULES: tuple[Rule, ...] = (
             "Biases may begin at one number.",
         ),
         references=("Goodfellow et al. 2016, Deep Learning, 8.4",),
+        fact=True,
+    ),
+    Rule(
+        name="NoNonlinearity",
+        title="Nothing lies between the linear layers",
+        family="linear_layers",
+        summary="No activation function lies between the linear layers of the model: together they are one.",
+        description="From input to output the model consists of {linear_layers:.0f} linear layers, and of nothing else "
+        "but norms, dropout and shapes: one linear layer can do the same.",
+        thresholds=(Threshold(severity="warning", when=(Condition("linear_layers", above=1.5),), for_points=2),),
+        abnormal=(Condition("linear_layers", above=1.5),),
+        source="two layers and more, none of which is narrower than both ends, as those of a factorisation are: what "
+        "linear functions of linear functions are",
+        remedy=(
+            "Put an activation function between the layers: `nn.ReLU()`, `nn.GELU()`, `nn.Tanh()`.",
+            "Is one declared in `__init__` and not called in `forward`?",
+            "If a linear model is meant, one layer does the same.",
+        ),
+        references=("Goodfellow et al. 2016, Deep Learning, 6.1",),
         fact=True,
     ),
     Rule(

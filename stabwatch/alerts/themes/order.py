@@ -1,4 +1,4 @@
-"""The order of calls in the loop: clipping after the step, and steps with gradients that nothing has unscaled."""
+"""The order of calls in the loop: clipping after the step, and losses and gradients with and without the loss scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOLD = 4
 
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (PlainFeature("clip_late_ratio"), PlainFeature("scaled_step_ratio"))
+    return (PlainFeature("clip_late_ratio"), PlainFeature("scaled_step_ratio"), PlainFeature("loss_terms_unscaled"))
 
 
 def _rule(name: str, title: str, gauge: str, summary: str, description: str, source: str, *remedy: str) -> Rule:
@@ -27,7 +27,7 @@ def _rule(name: str, title: str, gauge: str, summary: str, description: str, sou
         abnormal=when,
         source=source,
         remedy=remedy,
-        references=(MIXED,) if gauge == "scaled_step_ratio" else (),
+        references=(MIXED,) if "scaled" in gauge else (),
         fact=True,
     )
 
@@ -52,5 +52,17 @@ RULES: tuple[Rule, ...] = (
         "four steps; Adam and its kind divide by the size of the gradient, so they do not count",
         "Call `scaler.step(optimizer)` and `scaler.update()` in place of `optimizer.step()`.",
         "Without float16 no scaler is needed: leave out `scaler.scale`.",
+    ),
+    _rule(
+        "LossTermNotScaled",
+        "One of several losses is not scaled",
+        "loss_terms_unscaled",
+        "Some losses of a step are multiplied by the gradient scaler and others are not: gradients of the others are "
+        "divided to nothing.",
+        "The step has several backward passes. A gradient scaler has scaled the losses of some, and not of all, and "
+        "divides all gradients by its scale.",
+        "four steps, of one optimizer; passes whose gradients were set to zero before the step do not count",
+        "Call `scaler.scale(loss).backward()` for each loss, or once for their sum.",
+        "If a loss is multiplied by `scaler.get_scale()` by hand, mute this rule.",
     ),
 )

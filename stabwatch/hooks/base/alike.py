@@ -1,4 +1,4 @@
-"""What the model is given and returns: how large it is, and whether samples differ."""
+"""What the model is given and returns: how large it is, whether samples differ, and whether it is linear."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabwatch.hooks.base.run_accumulators import ALIKE, APART, RunAccumulators
+from stabwatch.hooks.base.linear_chain import linear_layers
+from stabwatch.hooks.base.run_accumulators import ALIKE, APART, LINEAR, RunAccumulators
 from stabwatch.hooks.base.tensors import first_tensor, is_plain
 from stabwatch.kernels.alike import FEWEST, alike, directions_apart
 
@@ -34,7 +35,11 @@ def note_size(run: RunAccumulators, inputs: Iterable[Any]) -> None:
 
 @torch.no_grad()
 def note_outputs(run: RunAccumulators, output: Any) -> None:
-    """The model has returned: how far are its outputs for different samples apart?"""
+    """The model has returned: how far are its outputs for different samples apart, and is it linear?"""
     out = first_tensor(output)
-    if out is not None and type(out) is Tensor and is_plain(out) and (found := directions_apart(out)) is not None:
+    if out is None or type(out) is not Tensor or not is_plain(out):
+        return
+    if (found := directions_apart(out)) is not None:
         run.note(APART, found)
+    if out.grad_fn is not None:
+        run.note(LINEAR, float(linear_layers(out)))

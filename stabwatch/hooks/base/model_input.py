@@ -24,6 +24,8 @@ FEWEST_DIFFER = 8
 
 WANTED = ("label", "target")
 """In the names of arguments that are no inputs, but what the model computes its loss with."""
+READERS = 4
+"""Most tensors of tokens that are read by embeddings of one model."""
 LONGEST = 64
 """Members of a list that are searched for indices."""
 
@@ -60,6 +62,14 @@ def _end_tokens(model: nn.Module | None) -> tuple[int, ...]:
     return tuple(x for x in (named if isinstance(named, list | tuple) else [named]) if isinstance(x, int))
 
 
+def _width(ids: Tensor | None, target: Tensor) -> int | None:
+    """Targets of each sequence of tokens, where all but the last ones have one; else None."""
+    if ids is None or target.device != ids.device or target.numel() % len(ids):
+        return None
+    width = target.numel() // len(ids)
+    return width if ids.shape[1] - AHEAD <= width <= ids.shape[1] else None
+
+
 _SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
 
 
@@ -67,11 +77,12 @@ class ModelInput:
     """The inputs of the model's last call in a measured step, and which kind of attention it used since.
 
     ids: int (batch, tokens), or None: what an embedding reads, where that is seen; models also shift their inputs, or
-    are called with the targets. rows: numbers (batch, columns), or None. open: calls of attention over the whole
-    sequence without a mask, and of recurrent layers in both directions; causal: calls with a causal one; masked: for
-    each call with a mask, bool () on its device: does that leave later tokens to be seen? indices: one
-    of the inputs has whole numbers; several: two of them are rows of such. lengths: first two dimensions of what layers
-    without `batch_first` were given. ends: the tokens that end a text, as the model's `config` names them.
+    are called with the targets. later: what other embeddings read after that, as a decoder's does. rows: numbers
+    (batch, columns), or None. open: calls of attention over the whole sequence without a mask, and of recurrent layers
+    in both directions; causal: calls with a causal one; masked: for each call with a mask, bool () on its device: does
+    that leave later tokens to be seen? indices: one of the inputs has whole numbers; several: two of them are rows of
+    such. lengths: first two dimensions of what layers without `batch_first` were given. ends: the tokens that end a
+    text, as the model's `config` names them.
     """
 
     def __init__(self) -> None:
@@ -82,6 +93,7 @@ class ModelInput:
         self.ids: Tensor | None = None
         self._given: Tensor | None = None
         self._embedded = False
+        self.later: list[Tensor] = []
         self.indices = False
         self.rows: Tensor | None = None
         self.open = self.causal = 0
@@ -143,10 +155,21 @@ class ModelInput:
 
     def _embeds(self, read: Tensor) -> None:
         """An embedding reads these: the tokens, if it is the first one, or what the model was called with."""
-        if self._given is not None and read.untyped_storage().data_ptr() == self._given.untyped_storage().data_ptr():
-            self.ids, self._embedded = self._given, True
+        given = self._given
+        if given is not None and self.ids is given and self._embedded:
+            self._embeds_later(read)
+        elif given is not None and read.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
+            self.ids, self._embedded = given, True
         elif not self._embedded and _is_tokens(read):
             self.ids, self._embedded = read.detach(), True
+        else:
+            self._embeds_later(read)
+
+    def _embeds_later(self, read: Tensor) -> None:
+        """Another embedding reads tokens, and not those that were read before."""
+        before = [x for x in (self.ids, *self.later) if x is not None]
+        if _is_tokens(read) and len(before) < READERS and all(x.data_ptr() != read.data_ptr() for x in before):
+            self.later.append(read.detach())
 
     def mixed(self, target: Tensor) -> bool | None:
         """Do layers take the samples of this target (samples, ...) for places of a sequence? None without such layers.
@@ -162,21 +185,34 @@ class ModelInput:
 
         Then how many were guessed with attention that is open, and with attention that is causal, how many are the
         most frequent one, and how many were guessed with either; none where most are ignored. target: class indices in
-        the order of the tokens, of which the last ones of each sequence may be left out.
+        the order of the tokens, of which the last ones of each sequence may be left out. Of several tokens that are
+        read, those count that the targets agree with most, and the last ones of these: what a decoder reads, which is
+        taken for causal.
         """
-        ids = self.ids
-        if ids is None or target.is_floating_point() or target.device != ids.device or target.numel() % len(ids):
+        if target.is_floating_point():
             return None
-        width = target.numel() // len(ids)
+        found = [self._order(ids, target, ignored, ids is self.ids) for ids in (self.ids, *self.later)]
+        rows = [row for row in found if row is not None]
+        if len(rows) < 2:
+            return rows[0] if rows else None
+        every = torch.stack(rows)
+        agree = every[:, 1 : 2 + AHEAD].amax(dim=1)
+        return every[len(rows) - 1 - agree.flip(0).argmax()]
+
+    def _order(self, ids: Tensor | None, target: Tensor, ignored: int, first: bool) -> Tensor | None:
+        """The same of certain tokens. first: they are those that are read first."""
+        width = _width(ids, target)
+        if ids is None or width is None:
+            return None
         length = ids.shape[1] - AHEAD
-        if not length <= width <= ids.shape[1]:
-            return None
         wanted, tokens = target.reshape(len(ids), width)[:SEQUENCES, :length], ids[:SEQUENCES]
         known = wanted != ignored
         same = [(known & (wanted == tokens[:, i : i + length])).sum(dtype=torch.float32) for i in range(AHEAD + 1)]
         count = known.sum(dtype=torch.float32)
         shown = torch.where(known, wanted, -1)
         common = (known & (shown == shown.flatten().mode().values)).sum(dtype=torch.float32)
+        if not first:
+            return torch.stack((count, *same, torch.zeros_like(count), count, common, count))
         masks = [shown.to(count.device, non_blocking=True) for shown in self.masked]
         read = count * bool(self.open or self.causal or masks)
         seen = count * bool(self.open)
@@ -192,6 +228,8 @@ class ModelInput:
         ids = self.ids
         if not self.ends or ids is None or target.is_floating_point() or target.device != ids.device:
             return None
+        if any(_width(x, target) for x in self.later):
+            return None  # of a decoder
         width = min(target.numel() // len(ids), ids.shape[1] - 1)
         if target.numel() % len(ids) or width < ids.shape[1] - AHEAD:
             return None
