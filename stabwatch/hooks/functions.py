@@ -109,12 +109,12 @@ def _saw_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwar
     if site is None:
         if runs_for_real():  # the rest of the forward may be no part of a transform
             SOFTMAX_METHOD.set_installed(False)  # an exception may have left the forward
-    elif site.flags.sampled and input.numel():
-        site.context.isolation.run("token_order", "sampled", attention.weights_of, site, out, input, dim)
-        if not site.flags.deep:
-            return
-        with unseen_by_modes():
-            site.context.isolate(attention.EXACT, attention.softmax_of, site, input, dim)
+    elif input.numel():
+        if site.flags.sampled:
+            site.context.isolation.run("token_order", "sampled", attention.weights_of, site, out, input, dim)
+        if site.flags.deep:
+            with unseen_by_modes():
+                site.context.isolate(attention.EXACT, attention.softmax_of, site, input, dim)
 
 
 def _traced_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> None:

@@ -182,6 +182,15 @@ def test_scores_that_a_model_computes_spread_as_those_of_a_fused_call(attach):
         assert len(own) and own.tolist() == pytest.approx(fused.tolist(), rel=1e-4), signal
 
 
+@pytest.mark.parametrize("weights", [True, False], ids=["its own", "fused"])
+def test_the_largest_logit_is_measured_in_deep_steps_that_are_no_sampled_ones(weights, attach):
+    model = Stack(weights=weights)
+    flags = attach(model)._session.flags
+    model.register_forward_pre_hook(lambda *_: setattr(flags, "sampled", False), prepend=True)
+    train(model, X, steps=2)
+    assert len(attach.finish().series("attention_logit_max", "blocks.0.attn")[0]) == 2
+
+
 def test_masked_scores_of_a_model_are_not_seen_whatever_the_mask_adds():
     torch.manual_seed(0)
     logits, eye = torch.randn(2, 3, 6, 6), torch.eye(6).expand(2, 3, 6, 6)
