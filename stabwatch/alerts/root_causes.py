@@ -82,7 +82,7 @@ def _overflow(e: Evidence) -> Found | None:
     if (
         not traced
         and e.onset < first.step - e.recent
-        and not e.begins_with("ActivationOutlierGrowth", "UpdateTooLarge", "NonFinite")
+        and not e.begins_with("ActivationOutlierGrowth", "UpdateTooLarge", "UpdatesGrowAtFirst", "NonFinite")
     ):
         return None
     return Found(
@@ -130,7 +130,8 @@ def _rate_too_high(e: Evidence) -> Found | None:
         return None  # updates grow with what is asked for
     if e.alerts and all(a.rule == "NoUpdates" for a in e.alerts):
         return None  # large steps are no reason for steps that change nothing
-    alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + e.together), None)
+    large_steps = e.of("UpdateTooLarge", "UpdatesGrowAtFirst")
+    alert = next((a for a in large_steps if a.onset <= e.onset + e.together), None)
     lost = [a for a in e.of(*_LOST) if a.onset <= e.onset + e.together]
     slowly = bool(e.alerts) and all(a.rule == "LossDivergence" for a in e.alerts)
     large = EARLY_UPDATE if lost or slowly else LARGE_UPDATE

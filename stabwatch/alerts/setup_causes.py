@@ -30,7 +30,8 @@ def _inputs_not_scaled(e: Evidence) -> Found | None:
 def _large_inputs(e: Evidence) -> Found | None:
     size = e.context.get("input_rms", 0.0)
     shown = e.of(
-        "InitialLossTooHigh", "UpdateTooLarge", "ActivationOutlierGrowth", "LossDivergence", "NonFinite",
+        "InitialLossTooHigh", "UpdateTooLarge", "UpdatesGrowAtFirst", "ActivationOutlierGrowth", "LossDivergence",
+        "NonFinite",
         "NotLearning", "NoBetterThanMean", "OutputsConstant", "SaturatedFromStart", "InitialOutputsTooLarge",
     )  # fmt: skip
     first = e.memory.first_step

@@ -203,7 +203,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         if self.flags.looks:
             self.isolation.run("loss", "always", self._written.forward_ended, output)
         if self.flags.sampled:
-            self.isolation.run("alike", "sampled", note_outputs, self.context.run, output)
+            self.isolation.run("alike", "sampled", note_outputs, self.context.run, output, self._model)
         if not self._watched:
             self.isolation.run("clock", "always", self._silence.forward_ended, output)
         self._work.forward_ended()

@@ -172,6 +172,11 @@ SIGNALS = (
         tier="sampled",
     ),
     _host(
+        "output_layer_untrained",
+        "Whether the last linear layer before the model's output is frozen, and its bias is exactly 0: 1, or 0.",
+        tier="sampled",
+    ),
+    _host(
         "samples_mixed_ratio",
         "Whether a recurrent layer or an attention took the batch for the sequence (`batch_first` is not set): 1.",
         "ratio",

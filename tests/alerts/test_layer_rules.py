@@ -29,6 +29,9 @@ SCENARIOS = {
         "loss", wave(100, 2.0), [6.0] * 8 + [2.0] * 6, {"shift": lambda step: 90.0 if 100 <= step < 110 else 1.0}
     ),
     "UpdateTooLarge": Scenario("update a", wave(100, 0.003, 0.1), [0.3] * 8),
+    "UpdatesGrowAtFirst": Scenario(
+        "update a", wave(100, 0.003, 0.1), [0.01, 0.02, 0.1, 0.4, 0.3, 0.2], from_start=True
+    ),
     "WeightsChangedOutsideStep": Scenario("weight a", wave(100, 1.0, 0.0005), [1.2], {"update a": 0.01}),
     "VanishingGradients": Scenario("flow a", wave(100, 1e-3, 0.1), [1e-7] * 24, {"loss": 3.0}),
     "VanishingOverDepth": Scenario(
@@ -107,6 +110,7 @@ SCENARIOS = {
     "UnitsAlike": Scenario("units", [0.0] * 100, [1.0] * 3, from_start=True),
     "LogitsScrambled": Scenario("scrambled", [0.0] * 100, [1.0] * 4),
     "NoNonlinearity": Scenario("linear", [0.0] * 100, [3.0] * 4, from_start=True),
+    "OutputLayerUntrained": Scenario("untrained", [0.0] * 100, [1.0] * 4, from_start=True),
     "SamplesMixed": Scenario("mixed", [0.0] * 100, [1.0] * 4),
     "TargetsOutOfReach": Scenario("unreachable", [0.0] * 100, [0.5] * 5),
     "ClipAfterStep": Scenario("clip_late", [0.0] * 100, [1.0] * 5),

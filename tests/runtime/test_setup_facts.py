@@ -100,3 +100,16 @@ def test_a_loader_that_begins_again_in_each_step_is_told(way, tmp_path):
         return F.cross_entropy(model(x), y)
 
     assert ("LoaderRestarted" in _said(tmp_path, model, loss, 40)) == (way == "again")
+
+
+@pytest.mark.parametrize(("frozen", "bias", "said"), [(True, 0.0, True), (True, 0.1, False), (False, 0.0, False)])
+def test_a_head_that_is_frozen_as_it_was_drawn_is_told(frozen, bias, said, tmp_path):
+    head = nn.Linear(16, 3)
+    nn.init.constant_(head.bias, bias)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), head.requires_grad_(not frozen))
+
+    def loss():
+        x = torch.randn(16, 6)
+        return F.cross_entropy(model(x), x[:, :3].argmax(1))
+
+    assert ("OutputLayerUntrained" in _said(tmp_path, model, loss)) == said

@@ -117,7 +117,7 @@ def scheduler_left_to_the_module(trial: Trial) -> None:
 @report(
     source="https://github.com/TNI-playground/Fed_HeLLo/issues/2, https://github.com/4AI/LS-LLaMA/issues/3",
     mechanism="LoRA without a task type and without modules_to_save: the new classifier is frozen as it was drawn.",
-    causes=("PartWithoutGradient", "LayerStandsStill", "ParametersNotInOptimizer"),
+    causes=("OutputLayerUntrained", "PartWithoutGradient", "LayerStandsStill", "ParametersNotInOptimizer"),
     check=loss_hurt,
     where=("base_model.model.classifier",),
     steps=250,

@@ -20,6 +20,7 @@ def features() -> tuple[Feature, ...]:
         PlainFeature("logits_scrambled_ratio"),
         PlainFeature("target_unreachable_ratio"),
         PlainFeature("linear_layers"),
+        PlainFeature("output_layer_untrained"),
     )
 
 
@@ -119,6 +120,25 @@ RULES: tuple[Rule, ...] = (
             "If a linear model is meant, one layer does the same.",
         ),
         references=("Goodfellow et al. 2016, Deep Learning, 6.1",),
+        fact=True,
+    ),
+    Rule(
+        name="OutputLayerUntrained",
+        title="The output layer is frozen and was never trained",
+        family="output_layer_untrained",
+        summary="The layer that gives the output is frozen as it was drawn, while other parts are trained.",
+        description="The last linear layer before the output requires no gradient, and its bias is exactly 0: it is as "
+        "it was initialised.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("output_layer_untrained", above=0.5),), for_points=3),
+        ),
+        abnormal=(Condition("output_layer_untrained", above=0.5),),
+        source="three points: a layer that was trained has no bias of exactly 0",
+        remedy=(
+            "With PEFT give `LoraConfig` the `task_type`, or name the head in `modules_to_save`.",
+            "Set requires_grad of the head to True, and hand its parameters to the optimizer.",
+            "Should it come from a checkpoint? Then it was not loaded.",
+        ),
         fact=True,
     ),
     Rule(

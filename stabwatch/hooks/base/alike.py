@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stabwatch.hooks.base.linear_chain import linear_layers
-from stabwatch.hooks.base.run_accumulators import ALIKE, APART, LINEAR, RunAccumulators
+from stabwatch.hooks.base.output_layer import untrained_output
+from stabwatch.hooks.base.run_accumulators import ALIKE, APART, LINEAR, UNTRAINED, RunAccumulators
 from stabwatch.hooks.base.tensors import first_tensor, is_plain
 from stabwatch.kernels.alike import FEWEST, alike, directions_apart
 
@@ -34,8 +35,8 @@ def note_size(run: RunAccumulators, inputs: Iterable[Any]) -> None:
 
 
 @torch.no_grad()
-def note_outputs(run: RunAccumulators, output: Any) -> None:
-    """The model has returned: how far are its outputs for different samples apart, and is it linear?"""
+def note_outputs(run: RunAccumulators, output: Any, model: nn.Module) -> None:
+    """The model has returned: how far are its outputs for different samples apart? Is it linear, its head trained?"""
     out = first_tensor(output)
     if out is None or type(out) is not Tensor or not is_plain(out):
         return
@@ -43,3 +44,4 @@ def note_outputs(run: RunAccumulators, output: Any) -> None:
         run.note(APART, found)
     if out.grad_fn is not None:
         run.note(LINEAR, float(linear_layers(out)))
+        run.note(UNTRAINED, untrained_output(model, out))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from stabwatch.hooks.base.graph_kinds import SHAPES, inputs_of, kind_of
 
-_LAYERS = ("Addmm", "Mm", "Convolution")
+LAYERS = ("Addmm", "Mm", "Convolution")
+"""Kinds of linear layers."""
 _KEEPS = frozenset(
     (
         *SHAPES, "Add", "Sub", "Neg", "Mul", "Div", "Mean", "Sum", "AvgPool2D", "AdaptiveAvgPool2D", "NativeDropout",
@@ -31,17 +32,17 @@ def linear_layers(output: Tensor) -> int:
     for _ in range(_DEEP):
         if node is None or (kind := kind_of(node)) == "Embedding":
             return 0 if _is_factorised(shapes) else len(shapes)
-        inputs = [(following, _parameter(following)) for following in inputs_of(node)]
+        inputs = [(following, parameter_of(following)) for following in inputs_of(node)]
         paths = [following for following, parameter in inputs if parameter is None]
         matrices = [parameter for _, parameter in inputs if parameter is not None and parameter.dim() > 1]
-        if len(paths) > 1 or (kind not in _KEEPS if kind not in _LAYERS else len(matrices) != 1):
+        if len(paths) > 1 or (kind not in _KEEPS if kind not in LAYERS else len(matrices) != 1):
             return 0
-        shapes += [(len(matrix), matrix.shape[1]) for matrix in matrices if kind in _LAYERS]
+        shapes += [(len(matrix), matrix.shape[1]) for matrix in matrices if kind in LAYERS]
         node = paths[0] if paths else None
     return 0
 
 
-def _parameter(node: Any) -> Tensor | None:
+def parameter_of(node: Any) -> Tensor | None:
     """The leaf that a node only lays out; None where it computes something."""
     for _ in range(_DEEP):
         if hasattr(node, "variable"):
