@@ -60,7 +60,7 @@ def test_layers_without_a_function_between_them_are_told(between, tmp_path):
 
 
 class _Translator(nn.Module):
-    """An encoder and a decoder. step by step: the embeddings are computed before both."""
+    """An encoder and a decoder. Embeddings are computed before both."""
 
     def __init__(self):
         super().__init__()
@@ -83,6 +83,25 @@ def test_a_decoder_that_reads_its_target_is_told(shifted, same_text, tmp_path):
         source, words = text[:, :13], text[:, :13] if same_text else text[:, 13:]
         source = source[:, 1:].clone() if same_text else source[:, 1:]
         return F.cross_entropy(model(source, words[:, :-1] if shifted else words[:, 1:]).mT, words[:, 1:])
+
+    assert ("TargetsNotShifted" in _said(tmp_path, model, loss)) == (not shifted)
+
+
+class _Captioner(_Translator):
+    """Says what is on a picture."""
+
+    def forward(self, picture, before):
+        return self.head(self.writer(self.embed(before), picture[None])[0])
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_captioner_that_reads_its_target_is_told(shifted, tmp_path):
+    model = _Captioner()
+
+    def loss():
+        words = torch.randint(32, (8, 13))
+        said = model(torch.randn(8, 16), words[:, :-1] if shifted else words[:, 1:])
+        return F.cross_entropy(said.mT, words[:, 1:])
 
     assert ("TargetsNotShifted" in _said(tmp_path, model, loss)) == (not shifted)
 

@@ -19,6 +19,7 @@ from benchmarks.reports.cases import (
     later,
     loop,
     losses,
+    misses_again,
     modes,
     nonfinite,
     policy,
@@ -41,7 +42,7 @@ from benchmarks.reports.cases import (
 __all__ = [
     "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "forum_again", "forum_loops",
     "forum_values", "fresh_data", "fresh_setup", "gradients",
-    "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "modes", "nonfinite",
+    "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "misses_again", "modes", "nonfinite",
     "policy", "precision",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
     "world_again", "world_loops", "world_loops_again", "world_loops_more", "world_values", "world_values_more",

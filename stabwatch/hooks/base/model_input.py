@@ -79,10 +79,11 @@ class ModelInput:
     ids: int (batch, tokens), or None: what an embedding reads, where that is seen; models also shift their inputs, or
     are called with the targets. later: what other embeddings read after that, as a decoder's does. rows: numbers
     (batch, columns), or None. open: calls of attention over the whole sequence without a mask, and of recurrent layers
-    in both directions; causal: calls with a causal one; masked: for each call with a mask, bool () on its device: does
-    that leave later tokens to be seen? indices: one of the inputs has whole numbers; several: two of them are rows of
-    such. lengths: first two dimensions of what layers without `batch_first` were given. ends: the tokens that end a
-    text, as the model's `config` names them.
+    in both directions; causal: calls with a causal one, and of recurrent layers that say a text of other inputs;
+    masked: for each call with a mask, bool () on its device: does that leave later tokens to be seen? indices: one of
+    the inputs has whole numbers; several: two of them are rows of such; beside: one of them has numbers (samples, ...).
+    lengths: first two dimensions of what layers without `batch_first` were given. ends: the tokens that end a text, as
+    the model's `config` names them.
     """
 
     def __init__(self) -> None:
@@ -98,7 +99,7 @@ class ModelInput:
         self.rows: Tensor | None = None
         self.open = self.causal = 0
         self.masked: list[Tensor] = []
-        self.several = False
+        self.several = self.beside = False
         self.lengths: list[tuple[int, int]] = []
         self.ends: tuple[int, ...] = ()
 
@@ -113,6 +114,7 @@ class ModelInput:
         strided = [x.detach() for x in plain if not x.is_nested and x.dim() == 2 and len(x)]
         whole = [x for x in strided if _is_whole(x)]
         self.several = len(whole) > 1
+        self.beside = any(x.is_floating_point() and x.dim() > 1 for x in plain)
         self._given = self.ids = next(filter(_is_tokens, (x for x in plain if id(x) not in wanted)), None)
         numbers = (x for x in strided if x.is_floating_point())
         self.rows = next((x for x in numbers if len(x) >= FEWEST_ROWS and 2 <= x.shape[1] <= MOST_COLUMNS), None)
@@ -150,8 +152,11 @@ class ModelInput:
         if not first:
             self.lengths.append((given.shape[0], given.shape[1]))
         length = given.shape[1 if first else 0]
-        if getattr(module, "bidirectional", False) and self.ids is not None and not self.several:
-            self.open += length == self.ids.shape[1]
+        if self.ids is None or length != self.ids.shape[1]:
+            return
+        both = getattr(module, "bidirectional", False)
+        self.open += both and not self.several
+        self.causal += isinstance(module, nn.RNNBase) and not both and self.beside
 
     def _embeds(self, read: Tensor) -> None:
         """An embedding reads these: the tokens, if it is the first one, or what the model was called with."""
