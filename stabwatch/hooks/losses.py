@@ -56,7 +56,10 @@ def _context() -> TapContext | None:
 
 
 def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    """What requires a gradient is the output, whichever comes first."""
     context = _context()
+    if target.requires_grad and not input.requires_grad:
+        input, target = target, input
     if context is not None and not is_fake(input):
         context.isolation.run("loss", "always", _note_shapes, context, input, target)
         if context.flags.looks:
@@ -112,9 +115,7 @@ def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
 
 
 def _note_shapes(context: TapContext, input: Tensor, target: Tensor) -> None:
-    swapped = target.requires_grad and not input.requires_grad
-    output, wanted = (target, input) if swapped else (input, target)
-    note_broadcast(context, broadcast_factor(output.shape, wanted.shape))
+    note_broadcast(context, broadcast_factor(input.shape, target.shape))
 
 
 def note_broadcast(context: TapContext, factor: float) -> None:

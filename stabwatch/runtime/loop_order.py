@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,17 @@ from torch.amp.grad_scaler import OptState
 
 from stabwatch.hooks.probes.trained_loss import scaler_of
 
+MOST = 256
+"""Backward passes of a step that are remembered."""
+
 
 class LoopOrder:
     """Follows backward passes, clipping and steps of one watch. Nothing here waits for the device."""
 
     def __init__(self) -> None:
         self._passes = 0
-        self._scaled: list[bool] = []
-        """Of the backward passes of the open step: was the loss multiplied by a gradient scaler?"""
+        self._scaled: deque[bool] = deque(maxlen=MOST)
+        """Of the last backward passes of the open step: was the loss multiplied by a gradient scaler?"""
         self._passes_before = 0
         """Of the step that was taken last."""
         self.scaler: Any = None
@@ -64,7 +68,7 @@ class LoopOrder:
 
     def terms_bare(self, kept: int) -> float:
         """Of the last passes, whose gradients were kept: 1 if a scaler has scaled the loss of some, and not of all."""
-        last = self._scaled[-kept:] if kept else []
+        last = [*self._scaled][-kept:] if kept else []
         return float(any(last) and not all(last))
 
     def stepped(self) -> None:

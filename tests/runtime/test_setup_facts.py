@@ -132,3 +132,17 @@ def test_a_head_that_is_frozen_as_it_was_drawn_is_told(frozen, bias, said, tmp_p
         return F.cross_entropy(model(x), x[:, :3].argmax(1))
 
     assert ("OutputLayerUntrained" in _said(tmp_path, model, loss)) == said
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(("scale", "target", "said"), [(100.0, 1.0, True), (1.0, 1.0, False), (0.1, 1000.0, False)])
+def test_outputs_that_begin_far_too_large_are_told(scale, target, said, swapped, tmp_path):
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    nn.init.normal_(model[2].weight, 0, scale / 4)
+
+    def loss():
+        x = torch.randn(16, 6)
+        pair = model(x)[:, 0], target * x[:, 0]
+        return F.mse_loss(*(reversed(pair) if swapped else pair))
+
+    assert ("InitialOutputsTooLarge" in _said(tmp_path, model, loss)) == said
