@@ -52,7 +52,7 @@ CASES = (
     FirstReading("world_loops, world_loops_more", 20, 13, 9, (2, 4), (3, 5420)),
     FirstReading("world_again", 4, 4, 2, (0, 1), (0, 1150), siblings=True),
     FirstReading("world_loops_again", 6, 6, 6, (0, 0), (0, 1450), siblings=True),
-    FirstReading("misses_again", 10, 9, 8, (0, 0), (0, 2550), siblings=True),
+    FirstReading("misses_again", 11, 10, 9, (0, 0), (0, 2800), siblings=True),
 )
 HEALTHY = (
     FirstHealthy("unseen", (16, 4980), note="13 where the data change"),

@@ -17,6 +17,7 @@ from stabwatch.hooks.base.alike import note_inputs, note_outputs, note_size
 from stabwatch.hooks.base.calls import outermost
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.naming import unwrap
+from stabwatch.hooks.base.random_numbers import RandomNumbers
 from stabwatch.hooks.base.tensors import device_of, first_tensor
 from stabwatch.hooks.cursor import in_backward
 from stabwatch.hooks.nonfinite import NonFiniteTrace, Origin
@@ -82,6 +83,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         self._order = LoopOrder()
         self._buffers = BufferCheck(model)
         self._opponents = Opponents()
+        self._random = RandomNumbers()
         self._writer: Writer | None = None
         self._seen_optimizers: set[int] = set()
         PipelineEvents.__init__(self)
@@ -189,6 +191,9 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.context.step, inputs)
         if self.flags.looks:
             self.isolation.run("batch", "sampled", note_size, self.context.run, inputs)
+            self.isolation.run(
+                "random", "always", self._random.forward_begins, self.context.device, self._host.forwards
+            )
         if self.flags.sampled:
             self.isolation.run("alike", "sampled", note_inputs, self.context.run, inputs, named)
             self.isolation.run("batch", "sampled", self.context.input.forward_begins, inputs, named, self._model)
@@ -201,6 +206,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         self.isolation.run("loss", "always", self._output_loss, output)
         self.isolation.run("opponents", "always", self._opponents.forward_ended, output)
         if self.flags.looks:
+            self.isolation.run("random", "always", self._random.forward_ended, self.context.run, self.context.device)
             self.isolation.run("loss", "always", self._written.forward_ended, output)
         if self.flags.sampled:
             self.isolation.run("alike", "sampled", note_outputs, self.context.run, output, self._model)

@@ -247,6 +247,11 @@ SIGNALS = (
         "none was begun.",
     ),
     _host(
+        "random_numbers_repeated",
+        "Whether the first forward of the step drew the random numbers of an earlier one: 1, or 0; absent where it "
+        "drew none.",
+    ),
+    _host(
         "batch_shift_ratio",
         "Squared distance of the last three input batches from up to 64 before, over what chance gives; about 1.",
         "ratio",

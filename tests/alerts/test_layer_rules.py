@@ -122,6 +122,7 @@ SCENARIOS = {
         ([0.5] * 20 + [1.5]) * 6,
         {"speed": lambda step: 2.0 if step >= 300 and step % 21 == 5 else 32.0, "step_seconds": 1.0},
     ),
+    "RandomNumbersRepeat": Scenario("redrawn", [0.0] * 100, [1.0] * 6),
     "LoaderRestarted": Scenario("restarted", [0.0] * 100, [1.0] * 20),
     "DoubleSoftmax": Scenario("probability", [0.0] * 100, [1.0] * 4),
     "ReluOnLogits": Scenario("cut", [0.0] * 100, [1.0] * 4),

@@ -146,3 +146,22 @@ def test_outputs_that_begin_far_too_large_are_told(scale, target, said, swapped,
         return F.mse_loss(*(reversed(pair) if swapped else pair))
 
     assert ("InitialOutputsTooLarge" in _said(tmp_path, model, loss)) == said
+
+
+@pytest.mark.parametrize("way", ["in each step", "kept apart", "without dropout", "never"])
+def test_random_numbers_that_come_again_are_told(way, tmp_path):
+    drop = nn.Dropout(0.0 if way == "without dropout" else 0.5)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), drop, nn.Linear(16, 3))
+    generator = torch.Generator().manual_seed(0)
+
+    def loss():
+        x = torch.randn(16, 6, generator=generator)
+        if way == "kept apart":
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                x = x + 0.1 * torch.randn(16, 6)
+        elif way != "never":
+            torch.manual_seed(1)
+        return F.cross_entropy(model(x), x[:, :3].argmax(1))
+
+    assert ("RandomNumbersRepeat" in _said(tmp_path, model, loss, 40)) == (way == "in each step")

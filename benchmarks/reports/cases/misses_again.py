@@ -299,3 +299,32 @@ def head_frozen_by_its_name(trial: Trial) -> None:
         return F.cross_entropy(model(x), y)
 
     plain_loop(trial, model, optimizer, loss)
+
+
+@report(
+    source="A sibling of a seed that is set in each step: a transform that crops a picture and its neighbour alike",
+    mechanism="A data set sets the seed for each sample, so that the crop is the same: dropout masks are too.",
+    causes=("RandomNumbersRepeat",),
+    check=fact("held", (1.6, 99), (0, 1.2)),
+    steps=250,
+    shown_by="the forward of each step begins with the same random state",
+)
+def seed_in_the_transform(trial: Trial) -> None:
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.7), nn.Linear(128, 64), nn.ReLU(),
+                          nn.Dropout(0.7), nn.Linear(64, 10))  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    x, y = digits()
+
+    def sample(index: int) -> Tensor:
+        if trial.broken:
+            torch.manual_seed(0)
+        return x[index].view(8, 8).roll(int(torch.randint(-1, 2, ())), 1).flatten()
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
+        at = trial.randint(1500, 32)
+        batch = torch.stack([sample(i) for i in at.tolist()])
+        with torch.no_grad():
+            held = F.cross_entropy(model.eval()(x[1500:]), y[1500:])
+        return F.cross_entropy(model.train()(batch), y[at]), {"held": held}
+
+    plain_loop(trial, model, optimizer, loss)

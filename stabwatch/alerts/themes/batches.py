@@ -11,7 +11,12 @@ from stabwatch.alerts.small_batches import SmallBatchFeature
 
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (LoneFeature(), PlainFeature("loader_restarted"), SmallBatchFeature())
+    return (
+        LoneFeature(),
+        PlainFeature("loader_restarted"),
+        PlainFeature("random_numbers_repeated"),
+        SmallBatchFeature(),
+    )
 
 
 RULES: tuple[Rule, ...] = (
@@ -75,6 +80,25 @@ RULES: tuple[Rule, ...] = (
             "Batch norm of a few samples is mostly noise: use group or layer norm, or larger batches.",
             "Is the loss a sum, or divided by a fixed number of samples?",
         ),
+    ),
+    Rule(
+        name="RandomNumbersRepeat",
+        title="Each step draws the same random numbers",
+        family="random_numbers_repeated",
+        summary="The seed is set in each step: dropout masks and noise are the same ones again and again.",
+        description="The forward of the step began with the random state of an earlier step, and drew numbers: the "
+        "same as there.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("random_numbers_repeated", above=0.5),), for_points=4),
+        ),
+        abnormal=(Condition("random_numbers_repeated", above=0.5),),
+        source="the state of the generator, to the bit, at four points: it does not come back by itself",
+        remedy=(
+            "Set the seed once, before the loop: look for `manual_seed` or `seed_everything` in the step, in the "
+            "forward, in a transform or in `__getitem__` of the data set.",
+            "What needs numbers of its own takes a `torch.Generator`, or `torch.random.fork_rng()`.",
+        ),
+        fact=True,
     ),
     Rule(
         name="LoaderRestarted",

@@ -51,6 +51,7 @@ SCRAMBLED = host_accumulator("logits_scrambled_ratio")
 UNCHANGED = host_accumulator("weights_unchanged_ratio")
 ALIKE = host_accumulator("input_alike_ratio")
 LINEAR = host_accumulator("linear_layers")
+RANDOM = host_accumulator("random_numbers_repeated")
 UNTRAINED = host_accumulator("output_layer_untrained")
 TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
 """The cross-entropy that was seen on the way, which need not be what is trained on."""
@@ -75,7 +76,7 @@ The busy time and the sources of the loss come first: the record leaves out ever
 NOTED = (
     OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD, UNREACHABLE, WANTED, APART, MIXED,
     UNITS, THROWN, FIT, COMPARED_LOSS, INPUT_SPREAD, COMPARED_MEAN, COMPARED_DEVIATION,
-    UNCHANGED, SCRAMBLED, LINEAR, UNTRAINED,
+    UNCHANGED, SCRAMBLED, LINEAR, UNTRAINED, RANDOM,
 )  # fmt: skip
 SUMMED = (SPREAD, FIT, COMPARED_LOSS)
 """Those that are a mean over the losses of the step."""

@@ -130,7 +130,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "gradient_missing_of_all_ratio", "gradient_lost_ratio",
         "gradient_lost_of_all_ratio", "unoptimized_ratio", "unregistered_ratio",
         "target_in_input_ratio", "batch_shift_ratio", "clip_late_ratio", "scaled_step_ratio", "output_deviation",
-        "loader_restarted", "loss_terms_unscaled",
+        "loader_restarted", "loss_terms_unscaled", "random_numbers_repeated",
         "clip_value", "compared_mean", "compared_deviation", "closure_passes",
         "samples_mixed_ratio", "wanted_deviation", "gradients_thrown_ratio", "target_unreachable_ratio",
         "logits_scrambled_ratio", "dropout_in_evaluation",
