@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +87,7 @@ class HostNumbers:
     largest: int = 0
     repeated: float = math.nan
     restarted: float = math.nan
-    _loaded: tuple[int, int] = (0, 0)
+    _loaded: tuple[int, int] = field(default_factory=lambda: (LOADED.begun, LOADED.given))
     """Iterators of loaders that were begun before the first forward of the step, and batches that they gave."""
     batch: BatchNumbers | None = None
     _some: bytes = b""

@@ -118,7 +118,11 @@ def test_a_loader_that_begins_again_in_each_step_is_told(way, tmp_path):
         x, y = next(kept) if way == "kept" else next(iter(loader))
         return F.cross_entropy(model(x), y)
 
+    next(iter(loader))  # before the run
     assert ("LoaderRestarted" in _said(tmp_path, model, loss, 40)) == (way == "again")
+    if way != "one batch":
+        known = stabwatch.open_run(tmp_path / "run").series("loader_restarted", arrow=True).to_pydict()
+        assert len(known["step"]) == (5 if way == "kept" else 40)
 
 
 @pytest.mark.parametrize(("frozen", "bias", "said"), [(True, 0.0, True), (True, 0.1, False), (False, 0.0, False)])
