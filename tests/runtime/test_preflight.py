@@ -73,7 +73,7 @@ class _Cut(nn.Module):
         self.cut, self.more = cut, [nn.Linear(16, 16)] if hidden else []
 
     def forward(self, x):
-        x = self.body(x)
+        x = self.body(x).tanh()
         for layer in self.more:
             x = x + layer(x)
         return self.head(x.detach() if self.cut else x)
