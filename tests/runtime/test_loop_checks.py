@@ -46,7 +46,7 @@ class _Parts(nn.Module):
         self.extra = [nn.Linear(8, 8)] if hidden else []
 
     def forward(self, x):
-        x = self.encoder(x)
+        x = self.encoder(x).tanh()
         for layer in self.extra:
             x = x + layer(x)
         return self.head(x.detach() if self.cut else x)
@@ -133,7 +133,7 @@ def copied_and_not_given_again():
 
 
 def evaluated_first():
-    model = nn.Sequential(_net(6, 8), nn.Dropout(0.1), nn.Linear(8, 2)).eval()
+    model = nn.Sequential(_net(6, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 2)).eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     yield model, optimizer
     yield from _plain(model, optimizer)
@@ -315,7 +315,7 @@ def cosine_to_zero():
 
 
 def validated_on_the_way():
-    model = nn.Sequential(_net(6, 8), nn.Dropout(0.1), nn.Linear(8, 2))
+    model = nn.Sequential(_net(6, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     yield model, optimizer
     for step in _plain(model, optimizer):

@@ -228,6 +228,7 @@ RULES: tuple[Rule, ...] = (
                 when=(
                     Condition("update_to_weight_to_first_ratio", above=5.0),
                     Condition("update_to_weight_median_ratio", above=0.15),
+                    Condition("update_found_by_closure", below=0.5),
                 ),
             ),
         ),
@@ -236,7 +237,7 @@ RULES: tuple[Rule, ...] = (
             Condition("update_to_weight_median_ratio", above=0.15),
         ),
         source="of 126 short trainings (seven models, three optimizers, six rates) updates did so in 24: 23 failed, "
-        "and one learned less; weights that begin small have their largest updates first",
+        "and one learned less; weights that begin small have their largest updates first; L-BFGS looks for its steps",
         remedy=(
             "Lower the learning rate: three to ten times. Is it that of more devices, or of another batch size?",
             "Warm it up over the first hundreds of steps, or clip the gradient norm.",
