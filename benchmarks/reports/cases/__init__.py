@@ -24,6 +24,8 @@ from benchmarks.reports.cases import (
     nonfinite,
     policy,
     precision,
+    public_values,
+    public_values_more,
     siblings_again,
     siblings_loops,
     siblings_values,
@@ -44,6 +46,8 @@ __all__ = [
     "forum_values", "fresh_data", "fresh_setup", "gradients",
     "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "misses_again", "modes", "nonfinite",
     "policy", "precision",
+    "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "modes", "nonfinite",
+    "policy", "precision", "public_values", "public_values_more",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
     "world_again", "world_loops", "world_loops_again", "world_loops_more", "world_values", "world_values_more",
 ]  # fmt: skip
