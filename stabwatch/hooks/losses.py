@@ -14,6 +14,7 @@ from stabwatch.hooks.base.last_function import is_linear, range_of
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.run_accumulators import (
     BETWEEN,
+    CLASS_WEIGHT,
     COMPARED_DEVIATION,
     COMPARED_LOSS,
     COMPARED_MEAN,
@@ -30,6 +31,7 @@ from stabwatch.hooks.base.run_accumulators import (
 from stabwatch.hooks.base.views import logit_rows
 from stabwatch.hooks.cursor import in_backward, last_called, listening
 from stabwatch.hooks.patching import Patch
+from stabwatch.hooks.probes.targets import mean_weight_ratio
 from stabwatch.kernels.alike import FEATURES, FEWEST, apart, directions_apart, unexplained
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.where import is_fake
@@ -64,7 +66,7 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
         context.isolation.run("loss", "always", _note_shapes, context, input, target)
         if context.flags.looks:
             with unseen_by_modes():
-                context.isolation.run("loss", "always", _note_reach, context, input, target)
+                context.isolation.run("loss", "always", note_reach, context, range_of(input), target)
                 note_compared(context, out, input, target)
 
 
@@ -95,10 +97,28 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
             context.isolation.run("loss", "always", _note_range, context, input, target)
             context.isolation.run("loss", "always", _note_spread, context, input, target)
             context.isolation.run("loss", "always", _note_level, context, input, target)
+            positive = kwargs.get("pos_weight", args[4] if len(args) > 4 else None)
+            if isinstance(positive, Tensor) and positive.numel() == 1:
+                context.isolation.run("loss", "always", _note_positive, context, target, positive)
             if not any(isinstance(x, Tensor) for x in (*args, *kwargs.values())):  # weights want other outputs
                 context.isolation.run("loss", "always", _note_fit, context, out, input.detach().sigmoid(), target)
             if context.flags.sampled:
                 context.isolation.run("leak", "sampled", note_leak, context, target)
+
+
+def _note_positive(context: TapContext, target: Tensor, weight: Tensor) -> None:
+    """How much do positives weigh, as far as they are more or fewer than the others?"""
+    some = _some(target)
+    count = (some > 0.5).float().sum()
+    weights = torch.stack((torch.ones_like(count), weight.detach().float().reshape(())))
+    context.run.note(CLASS_WEIGHT, mean_weight_ratio(torch.stack((len(some) - count, count)), weights))
+
+
+def _saw_probability(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    context = _context()
+    if context is not None and context.flags.looks and not is_fake(input):
+        with unseen_by_modes():
+            context.isolation.run("loss", "always", note_reach, context, range_of(input), target)
 
 
 def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
@@ -158,9 +178,8 @@ def _note_fit(context: TapContext, out: Tensor, output: Tensor, target: Tensor) 
         context.run.note(COMPARED_LOSS, out.detach().float().mean())
 
 
-def _note_reach(context: TapContext, input: Tensor, target: Tensor) -> None:
-    """In how many targets is the output of the last function unable to be, by more than `NEAR`?"""
-    limits = range_of(input)
+def note_reach(context: TapContext, limits: tuple[float, float] | None, target: Tensor) -> None:
+    """In how many targets is the output of the last functions unable to be, by more than `NEAR`?"""
     if limits is not None and target.numel():
         some, (low, high) = _some(target), limits
         context.run.note(UNREACHABLE, ((some < low - NEAR) | (some > high + NEAR)).float().mean())
@@ -300,7 +319,8 @@ LOSS_PATCHES = tuple(
     _patch(original, seen)
     for original, seen in (
         (F.mse_loss, _saw_mse), (F.l1_loss, _saw), (F.smooth_l1_loss, _saw), (F.huber_loss, _saw),
-        (F.binary_cross_entropy_with_logits, _saw_binary), (F.nll_loss, _saw_nll),
+        (F.binary_cross_entropy_with_logits, _saw_binary), (F.binary_cross_entropy, _saw_probability),
+        (F.nll_loss, _saw_nll),
         (F.ctc_loss, _saw_ctc), (F.kl_div, _saw_kl), (F.soft_margin_loss, _saw_margin),
         (F.hinge_embedding_loss, _saw_margin), (F.margin_ranking_loss, _saw_margin),
         (F.cosine_embedding_loss, _saw_margin), (F.cosine_similarity, _saw_cosine),

@@ -193,6 +193,18 @@ SIGNALS = (
         "ratio",
     ),
     _host(
+        "overlap_of_logits_ratio",
+        "Whether an overlap that the program writes by itself (dice, IoU) is given what a linear layer gives: 1, or 0.",
+        "ratio",
+        tier="sampled",
+    ),
+    _host(
+        "class_weight_ratio",
+        "Mean weight of the labels of a batch over the mean weight of its classes: below 1 where rare ones weigh more.",
+        "ratio",
+        tier="sampled",
+    ),
+    _host(
         "weights_unchanged_ratio",
         "Whether a step left all weights the same, though a backward pass had come: 1, or 0; 0 also where gradients "
         "were next to 0.",

@@ -111,6 +111,8 @@ SCENARIOS = {
     "LogitsScrambled": Scenario("scrambled", [0.0] * 100, [1.0] * 4),
     "NoNonlinearity": Scenario("linear", [0.0] * 100, [3.0] * 4, from_start=True),
     "OutputLayerUntrained": Scenario("untrained", [0.0] * 100, [1.0] * 4, from_start=True),
+    "OverlapOfLogits": Scenario("overlap", [0.0] * 100, [1.0] * 4),
+    "ClassWeightsInverted": Scenario("class_weight", wave(100, 0.9, 0.2), [2.5] * 9),
     "SamplesMixed": Scenario("mixed", [0.0] * 100, [1.0] * 4),
     "TargetsOutOfReach": Scenario("unreachable", [0.0] * 100, [0.5] * 5),
     "ClipAfterStep": Scenario("clip_late", [0.0] * 100, [1.0] * 5),

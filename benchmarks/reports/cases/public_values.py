@@ -213,7 +213,8 @@ class _Mish(nn.Module):
 def mish_by_its_formula(trial: Trial) -> None:
     act = _Mish if trial.broken else nn.Mish
     model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), act(), nn.Conv2d(16, 32, 3, stride=2, padding=1), act(),
-                          nn.Conv2d(32, 32, 3, stride=2, padding=1), act(), nn.Flatten(), nn.Linear(128, 10))  # fmt: skip
+                          nn.Conv2d(32, 32, 3, stride=2, padding=1), act(), nn.Flatten(),
+                          nn.Linear(128, 10))  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
     def loss(_: int) -> Tensor:

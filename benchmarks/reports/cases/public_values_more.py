@@ -54,7 +54,7 @@ def norm_weights_set_to_zero(trial: Trial) -> None:
 @report(
     source="https://github.com/jakeret/tf_unet/issues/15, https://github.com/wolny/pytorch-3dunet/issues/17",
     mechanism="The dice loss is given logits and not probabilities: it has no bound.",
-    causes=("LossWithoutBound",),
+    causes=("LossWithoutBound", "OverlapOfLogits"),
     check=fact("right", (0, 0.75), (0.85, 1)),
     steps=250,
     shown_by="the loss is far outside of 0 to 1",
@@ -194,8 +194,8 @@ def places_in_bfloat16(trial: Trial) -> None:
         mixed = F.scaled_dot_product_attention(q, k, m["v"](x), is_causal=True)
         return m["head"](m["norm"](x + m["out"](mixed)))
 
-    model = Assembled(forward, embed=nn.Embedding(8, 32), q=nn.Linear(32, 32), k=nn.Linear(32, 32),
-                      v=nn.Linear(32, 32), out=nn.Linear(32, 32), norm=nn.LayerNorm(32), head=nn.Linear(32, 8))  # fmt: skip
+    linear = {name: nn.Linear(32, 32) for name in ("q", "k", "v", "out")}
+    model = Assembled(forward, embed=nn.Embedding(8, 32), **linear, norm=nn.LayerNorm(32), head=nn.Linear(32, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 
     def loss(_: int) -> Tensor:
@@ -275,7 +275,7 @@ def sigmoid_of_boxes_twice(trial: Trial) -> None:
     source="https://github.com/PRBonn/lidar-bonnetal/issues/48",
     mechanism="Classes are weighted by one over the logarithm of their inverse frequency: the more points a class has, "
     "the more each of them weighs. Rare ones are never said.",
-    causes=("TargetsMostlyOne", "OutputsConstant", "NoBetterThanMean"),
+    causes=("TargetsMostlyOne", "OutputsConstant", "NoBetterThanMean", "ClassWeightsInverted"),
     check=fact("rare", (0, 0.1), (0.4, 1)),
     steps=300,
     shown_by="nearly all of the weight of a batch lies on one class",

@@ -21,6 +21,8 @@ def features() -> tuple[Feature, ...]:
         PlainFeature("target_unreachable_ratio"),
         PlainFeature("linear_layers"),
         PlainFeature("output_layer_untrained"),
+        PlainFeature("overlap_of_logits_ratio"),
+        PlainFeature("class_weight_ratio"),
     )
 
 
@@ -145,13 +147,18 @@ RULES: tuple[Rule, ...] = (
         name="SamplesMixed",
         title="The batch is taken for the sequence",
         family="samples_mixed_ratio",
-        summary="A recurrent layer or an attention reads along the batch: samples are mixed, and places are not.",
-        description="The first dimension of its input is the batch, and it has no `batch_first=True`.",
+        summary="A recurrent layer, an attention or a softmax goes along the batch: samples are mixed, and places are "
+        "not.",
+        description="The first dimension of its input is the batch: it has no `batch_first=True`, or its softmax goes "
+        "along dimension 0.",
         thresholds=(Threshold(severity="warning", when=(Condition("samples_mixed_ratio", above=0.5),), for_points=2),),
         abnormal=(Condition("samples_mixed_ratio", above=0.5),),
-        source="any: without `batch_first` the first dimension is the sequence; here it has one number for each target",
+        source="any: without `batch_first` the first dimension is the sequence; here it has one number for each "
+        "target. Of a softmax over scores of each sample with each nothing is said",
         remedy=(
             "Give the layer `batch_first=True`, or its input as (sequence, batch, features).",
+            "Give the softmax its dimension: of scores (batch, places) `dim=1`. Without one it is 0 of three "
+            "dimensions.",
             "Test it: the output of a sample must be the same whatever the other samples are.",
         ),
         fact=True,
@@ -182,7 +189,8 @@ RULES: tuple[Rule, ...] = (
         summary="The last function of the model bounds its outputs, and many targets lie outside: they cannot be "
         "reached.",
         description="{target_unreachable_ratio:.0%} of the targets lie outside of what the last function can give "
-        "(sigmoid and softmax: 0 to 1; tanh: -1 to 1; ReLU, softplus and exp: 0 and more).",
+        "(sigmoid and softmax: 0 to 1; tanh: -1 to 1; ReLU, softplus and exp: 0 and more; a sigmoid after a sigmoid: "
+        "0.5 to 0.73, after a ReLU: 0.5 to 1).",
         thresholds=(
             Threshold(severity="warning", when=(Condition("target_unreachable_ratio", above=0.1),), for_points=3),
         ),
@@ -192,6 +200,44 @@ RULES: tuple[Rule, ...] = (
             "Leave out the activation after the last layer of a regression.",
             "Or scale the targets to its range: pixels to 0 to 1 for a sigmoid, to -1 to 1 for a tanh.",
         ),
+        fact=True,
+    ),
+    Rule(
+        name="OverlapOfLogits",
+        title="A loss of overlap is given logits",
+        family="overlap_of_logits_ratio",
+        summary="A dice or IoU loss that the program writes by itself is given logits in place of probabilities: it "
+        "has no bound.",
+        description="The output of a linear layer is multiplied with a mask and divided by its own sum.",
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("overlap_of_logits_ratio", above=0.5),), for_points=2),
+        ),
+        abnormal=(Condition("overlap_of_logits_ratio", above=0.5),),
+        source="any: an overlap is one of numbers between 0 and 1; sums of logits may be 0 or negative",
+        remedy=(
+            "Apply a sigmoid (or a softmax over the classes) to the output before the loss of overlap.",
+            "Where the same output also goes to a loss that takes logits, give that one the output as it is.",
+        ),
+        references=("Milletari et al. 2016, V-Net, arXiv:1606.04797",),
+        fact=True,
+    ),
+    Rule(
+        name="ClassWeightsInverted",
+        title="Frequent classes weigh more than rare ones",
+        family="class_weight_ratio",
+        summary="The weights of the classes are the wrong way round: the most frequent ones weigh most, and rare ones "
+        "are not learned.",
+        description="A label of the batch weighs {class_weight_ratio:.2g} times what its classes weigh in the mean.",
+        thresholds=(Threshold(severity="warning", when=(Condition("class_weight_ratio", above=1.5),), for_points=8),),
+        abnormal=(Condition("class_weight_ratio", above=1.5),),
+        source="half as much again, at eight points: 1 for equal weights, and less for all that favour rare classes; "
+        "two classes of which one is in nine of ten labels come to 1.6 where they weigh what they are frequent",
+        remedy=(
+            "Divide by the frequency of a class: `weight = total / (classes * counts)`.",
+            "Of a binary loss `pos_weight` is the number of negatives over that of positives.",
+            "Print the weights beside the names of the classes: are they in the same order?",
+        ),
+        references=("Cui et al. 2019, Class-Balanced Loss, arXiv:1901.05555",),
         fact=True,
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -22,13 +23,45 @@ _DEEP = 6
 
 
 def range_of(output: Tensor) -> tuple[float, float] | None:
-    """Between which numbers an output lies, by the last function that made it; None where that is not known."""
-    return _RANGES.get(_last_function(output))
+    """Between which numbers an output lies, by the last functions that made it; None where that is not known."""
+    return _range_of(output.grad_fn)
+
+
+def _range_of(node: Any) -> tuple[float, float] | None:
+    """A sigmoid of what is bounded itself, by a ReLU or another sigmoid, has closer bounds than its own."""
+    node = _function(node)
+    limits, rises = _RANGES.get(kind_of(node)), _RISING.get(kind_of(node))
+    before = _range_of(next(iter(inputs_of(node)), None)) if rises else None
+    return limits if rises is None or before is None else (rises(before[0]), rises(before[1]))
+
+
+def _sigmoid(x: float) -> float:
+    return 0.5 + 0.5 * math.tanh(x / 2)
+
+
+_RISING: dict[str, Callable[[float], float]] = {"Sigmoid": _sigmoid, "Tanh": math.tanh}
 
 
 def is_linear(output: Tensor) -> bool:
     """Was an output made by a linear layer, whose numbers have no bounds?"""
-    return _last_function(output) in _LINEAR
+    return kind_of(_function(output.grad_fn)) in _LINEAR
+
+
+def is_sum_of_products(node: Any) -> bool:
+    """Is this, of the graph, what a linear layer has computed?"""
+    return kind_of(node) in _LINEAR
+
+
+def starts_late(logits: Tensor) -> bool:
+    """Were places at the beginning of logits cut off? Then those that are left do not stand at their own."""
+    node: Any = logits.grad_fn
+    for _ in range(_DEEP):
+        if kind_of(node) not in _SAME:
+            return False
+        if kind_of(node) == "Slice" and node._saved_start and node._saved_dim:
+            return True
+        node = next(iter(inputs_of(node)), None)
+    return False
 
 
 def is_scrambled(logits: Tensor) -> bool:
@@ -45,12 +78,10 @@ def is_scrambled(logits: Tensor) -> bool:
     return after[1:] == (before[-1], *before[1:-1]) != before[1:]
 
 
-def _last_function(output: Tensor) -> str:
-    """The kind of the last function that made the numbers of an output; '' where that is not known."""
-    node: Any = output.grad_fn
+def _function(node: Any) -> Any:
+    """The last function that made the numbers of an output; None where that is not known."""
     for _ in range(_DEEP):
-        kind = kind_of(node)
-        if kind not in _SAME:
-            return kind
+        if kind_of(node) not in _SAME:
+            return node
         node = next(iter(inputs_of(node)), None)
-    return ""
+    return None

@@ -84,6 +84,12 @@ class ModelInput:
     the inputs has whole numbers; several: two of them are rows of such; beside: one of them has numbers (samples, ...).
     lengths: first two dimensions of what layers without `batch_first` were given. ends: the tokens that end a text, as
     the model's `config` names them.
+    are called with the targets. rows: numbers (batch, columns), or None. open: calls of attention over the whole
+    sequence without a mask, and of recurrent layers in both directions; causal: calls with a causal one; masked: for
+    each call with a mask, bool () on its device: does that leave later tokens to be seen? indices: one
+    of the inputs has whole numbers; several: two of them are rows of such. lengths: first two dimensions of what layers
+    without `batch_first` were given. over_rows: rows of what a softmax went
+    along the first dimension of. ends: the tokens that end a text, as the model's `config` names them.
     """
 
     def __init__(self) -> None:
@@ -101,6 +107,7 @@ class ModelInput:
         self.masked: list[Tensor] = []
         self.several = self.beside = False
         self.lengths: list[tuple[int, int]] = []
+        self.over_rows: list[int] = []
         self.ends: tuple[int, ...] = ()
 
     def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any], model: nn.Module | None = None) -> None:
@@ -176,11 +183,20 @@ class ModelInput:
         if _is_tokens(read) and len(before) < READERS and all(x.data_ptr() != read.data_ptr() for x in before):
             self.later.append(read.detach())
 
+    def softmax(self, scores: Tensor, dim: int | None) -> None:
+        """A softmax over the first dimension: of what was computed, each with each left out."""
+        wide = scores.dim() > 1 and scores.shape[0] > 1 and any(1 < n != scores.shape[0] for n in scores.shape[1:])
+        over = 0 if dim is None and scores.dim() == 3 else dim
+        if wide and over in (0, -scores.dim()) and scores.grad_fn is not None:
+            self.over_rows.append(scores.shape[0])
+
     def mixed(self, target: Tensor) -> bool | None:
         """Do layers take the samples of this target (samples, ...) for places of a sequence? None without such layers.
 
         The target has one row for each sample; where a sequence is as long as the batch, nothing can be said.
         """
+        if target.dim() and target.numel() == len(target) and len(target) in self.over_rows:
+            return True
         if not self.lengths or not 1 <= target.dim() <= 2:
             return None
         return any(a == len(target) > 1 and b != len(target) and b > 1 for a, b in self.lengths)

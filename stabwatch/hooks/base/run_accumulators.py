@@ -48,6 +48,8 @@ MIXED = host_accumulator("samples_mixed_ratio")
 UNITS = host_accumulator("units_alike_ratio")
 THROWN = host_accumulator("gradients_thrown_ratio")
 SCRAMBLED = host_accumulator("logits_scrambled_ratio")
+OVERLAP = host_accumulator("overlap_of_logits_ratio")
+CLASS_WEIGHT = host_accumulator("class_weight_ratio")
 UNCHANGED = host_accumulator("weights_unchanged_ratio")
 ALIKE = host_accumulator("input_alike_ratio")
 LINEAR = host_accumulator("linear_layers")
@@ -77,6 +79,7 @@ NOTED = (
     OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD, UNREACHABLE, WANTED, APART, MIXED,
     UNITS, THROWN, FIT, COMPARED_LOSS, INPUT_SPREAD, COMPARED_MEAN, COMPARED_DEVIATION,
     UNCHANGED, SCRAMBLED, LINEAR, UNTRAINED, RANDOM,
+    UNCHANGED, SCRAMBLED, OVERLAP, CLASS_WEIGHT,
 )  # fmt: skip
 SUMMED = (SPREAD, FIT, COMPARED_LOSS)
 """Those that are a mean over the losses of the step."""

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
-from stabwatch.hooks.base.last_function import is_linear, is_scrambled
+from stabwatch.hooks.base.last_function import is_linear, is_scrambled, starts_late
 from stabwatch.hooks.base.probe import PROBES, Probe, on
-from stabwatch.hooks.base.run_accumulators import BETWEEN, SCRAMBLED, RunAccumulators, mean_aggregates
+from stabwatch.hooks.base.run_accumulators import BETWEEN, CLASS_WEIGHT, SCRAMBLED, RunAccumulators, mean_aggregates
 from stabwatch.hooks.base.tensors import local
 from stabwatch.hooks.base.views import LogitsCall, logit_rows, sampled_rows
-from stabwatch.hooks.probes.targets import between
+from stabwatch.hooks.probes.targets import between, class_weight_ratio
 from stabwatch.kernels.classes import classes
 from stabwatch.kernels.direction import row_cosines
 from stabwatch.kernels.logsumexp import row_statistics
@@ -58,8 +58,12 @@ def cross_entropy(
         if logits.dim() > 2:
             run.note(SCRAMBLED, float(is_scrambled(logits)))
         run.note(BETWEEN, 0.0 if is_linear(logits) else between(logit_rows(logits.detach())))
+        weighs = None if weight is None else class_weight_ratio(target, weight, ignored)
+        if weighs is not None:
+            run.note(CLASS_WEIGHT, weighs)
     if due := context.due(LogitsCall):
-        context.measure(due, LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input))
+        given = None if starts_late(logits) else context.input
+        context.measure(due, LogitsCall(logits.detach(), target, weight, ignored, smoothing, given))
 
 
 def _placements(x: Any) -> tuple[Any, ...]:

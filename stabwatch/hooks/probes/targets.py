@@ -16,6 +16,7 @@ from stabwatch.signals.reductions import LOGIT_FORM, TARGETS, TEXT_END, TOKEN_OR
 
 LABELS = 4096
 """Most labels of a call that are read, evenly spread."""
+TINY = 1e-12
 ROWS = 256
 """Most rows of logits of a call that are read, evenly spread."""
 SUM = 2.0**-6
@@ -50,6 +51,29 @@ def _of_host(labels: NDArray[np.integer], ignored: int, classes: int) -> tuple[f
     place = known.astype(np.float32) / np.float32(classes)
     seen = float(len(known))
     return float(len(labels)), len(labels) - seen, seen, float(place.sum()), float(place @ place), float(classes)
+
+
+def class_weight_ratio(labels: Tensor, weight: Tensor, ignored: int) -> Tensor | None:
+    """float32 (): the mean weight of labels over that of the classes that they are of; 1 for weights that are equal.
+
+    Classes that weigh nothing are left out. None of labels that are probabilities.
+    """
+    if labels.is_floating_point() or not labels.numel():
+        return None
+    some = spread(labels.reshape(-1, 1), LABELS).squeeze(1)
+    weight = weight.detach().float()
+    counts = torch.zeros_like(weight).index_add_(
+        0, some.clamp(0, len(weight) - 1), ((some != ignored) & (some >= 0)).float()
+    )
+    return mean_weight_ratio(counts, weight)
+
+
+def mean_weight_ratio(counts: Tensor, weight: Tensor) -> Tensor:
+    """float32 (): of the classes, (classes,) each: how often they come and what they weigh."""
+    there = (counts > 0) & (weight > 0)
+    counts, weight = counts * there, weight * there
+    of_labels = (counts * weight).sum() / counts.sum().clamp(min=1)
+    return of_labels / (weight.sum() / there.sum().clamp(min=1)).clamp(min=TINY)
 
 
 def between(rows: Tensor) -> Tensor:
