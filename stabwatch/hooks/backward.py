@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import shielded, unseen_by_modes
 from stabwatch.hooks.cursor import CURSOR
+from stabwatch.hooks.losses import note_derivative
 from stabwatch.hooks.patching import MethodPatch, Patch, note_originals
 from stabwatch.hooks.probes.directional import OwnCall
 from stabwatch.hooks.probes.trained_loss import RunningBackward, remember_scaling, scale_of, scalers_used
@@ -132,7 +133,8 @@ def _ended(
 @functools.wraps(_grad)
 def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
     keeps_graph = kwargs.get("create_graph", args[1] if len(args) > 1 else False)
-    heard = () if keeps_graph or torch.compiler.is_dynamo_compiling() else tuple(LISTENERS)
+    listeners = () if torch.compiler.is_dynamo_compiling() else tuple(LISTENERS)
+    heard = () if keeps_graph else listeners
     if heard:
         outputs = tuple(outputs) if isinstance(outputs, Iterator) else outputs
         inputs = tuple(inputs) if isinstance(inputs, Iterator) else inputs  # `model.parameters()`, say
@@ -140,6 +142,9 @@ def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwar
     if heard:
         with shielded(heard[0].isolation, "loss"):
             _taken(heard, outputs, inputs, grad_outputs)
+    elif listeners and not unheard():
+        with shielded(listeners[0].isolation, "loss"):
+            note_derivative(found)
     return found
 
 

@@ -18,6 +18,7 @@ from stabwatch.hooks.base.run_accumulators import (
     COMPARED_DEVIATION,
     COMPARED_LOSS,
     COMPARED_MEAN,
+    DERIVATIVE,
     FIT,
     MIXED,
     OUT_OF_RANGE,
@@ -28,6 +29,7 @@ from stabwatch.hooks.base.run_accumulators import (
     UNREACHABLE,
     WANTED,
 )
+from stabwatch.hooks.base.tensors import tensors_in
 from stabwatch.hooks.base.views import logit_rows
 from stabwatch.hooks.cursor import in_backward, last_called, listening
 from stabwatch.hooks.patching import Patch
@@ -119,6 +121,21 @@ def _saw_probability(out: Tensor, input: Tensor, target: Tensor, *args: Any, **k
     if context is not None and context.flags.looks and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", note_reach, context, range_of(input), target)
+
+
+def note_derivative(found: Any) -> None:
+    """`torch.autograd.grad` gave these, from which the loss is made: are they 0 everywhere?"""
+    context = _context()
+    if context is not None and context.flags.looks:
+        with unseen_by_modes():
+            context.isolation.run("loss", "always", _note_derivative, context, found)
+
+
+@torch.no_grad()
+def _note_derivative(context: TapContext, found: Any) -> None:
+    zero = [(x == 0).all() for x in tensors_in(found) if x.numel() and not is_fake(x)]
+    if zero:
+        context.run.note(DERIVATIVE, torch.stack(zero).all().float())
 
 
 def broadcast_factor(a: torch.Size, b: torch.Size) -> float:

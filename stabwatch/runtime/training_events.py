@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
-from stabwatch.hooks.base.alike import note_inputs, note_outputs, note_size
+from stabwatch.hooks.base.alike import InputSpan, note_inputs, note_outputs, note_size
 from stabwatch.hooks.base.calls import outermost
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.naming import unwrap
@@ -69,6 +69,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
         self._clock = StepClock(optimizer)
         self._loss = LossEvents(whole, self.context)
         self._written = WrittenLoss(self.context)
+        self._span = InputSpan()
         self._nonfinite = NonFiniteTrace(
             self.context.trace, lambda: self._taps.now.parameters.tracked, self._found_origin,
             lambda: self._ranks.world == 1,
@@ -193,6 +194,7 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self.isolation.run("batch", "sampled", note_size, self.context.run, inputs)
             self.isolation.run(
                 "random", "always", self._random.forward_begins, self.context.device, self._host.forwards
+                "batch", "sampled", self._span.forward_begins, self.context.run, self.context.step, inputs
             )
         if self.flags.sampled:
             self.isolation.run("alike", "sampled", note_inputs, self.context.run, inputs, named)

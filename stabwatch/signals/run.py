@@ -199,6 +199,18 @@ SIGNALS = (
         tier="sampled",
     ),
     _host(
+        "input_span_ratio",
+        "Largest over smallest root mean square of the inputs with which the model is called in one step.",
+        "ratio",
+        tier="sampled",
+    ),
+    _mean(
+        "derivative_zero_ratio",
+        "Share of the derivatives from which the loss is made (`autograd.grad(..., create_graph=True)`) that are 0 "
+        "everywhere.",
+        "ratio",
+    ),
+    _host(
         "class_weight_ratio",
         "Mean weight of the labels of a batch over the mean weight of its classes: below 1 where rare ones weigh more.",
         "ratio",

@@ -111,6 +111,7 @@ SCENARIOS = {
     "LogitsScrambled": Scenario("scrambled", [0.0] * 100, [1.0] * 4),
     "NoNonlinearity": Scenario("linear", [0.0] * 100, [3.0] * 4, from_start=True),
     "OutputLayerUntrained": Scenario("untrained", [0.0] * 100, [1.0] * 4, from_start=True),
+    "DerivativeZero": Scenario("derivative", [0.0] * 100, [1.0] * 25),
     "OverlapOfLogits": Scenario("overlap", [0.0] * 100, [1.0] * 4),
     "ClassWeightsInverted": Scenario("class_weight", wave(100, 0.9, 0.2), [2.5] * 9),
     "SamplesMixed": Scenario("mixed", [0.0] * 100, [1.0] * 4),
@@ -197,6 +198,7 @@ SCENARIOS = {
         from_start=True,
     ),
     "DiscriminatorCollapse": Scenario("loss", wave(100, 1.3, 0.1), [0.005] * 100, {"opposed": 1.0, "binary": 0.0}),
+    "SamplesOnOtherScale": Scenario("span", wave(100, 3.0, 1.0), [120.0] * 90, {"opposed": 1.0}),
     "TargetsRunAway": Scenario(
         "target_rms",
         wave(100, 1.0, 0.05),

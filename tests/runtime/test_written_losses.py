@@ -184,3 +184,37 @@ def test_targets_of_logits_whose_first_places_were_cut_off_do_not_stand_at_their
         return F.cross_entropy(m(tokens)[:, delay:].flatten(0, 1), wanted.flatten())
 
     assert ("TargetsNotShifted" in _named(tmp_path, Reads(), loss)) == (delay == 0)
+
+
+@pytest.mark.parametrize(("act", "order", "told"), [(nn.ReLU, 2, True), (nn.ReLU, 1, False), (nn.Tanh, 2, False)])
+def test_a_derivative_that_is_zero_everywhere_is_told(act, order, told, tmp_path):
+    def loss(m):
+        x = torch.rand(16, 1).requires_grad_()
+        u = m(x)
+        for _ in range(order):
+            u = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+        return ((u + 1) ** 2).mean() + m(torch.zeros(1, 1)).square().mean()
+
+    model = nn.Sequential(nn.Linear(1, 12), act(), nn.Linear(12, 12), act(), nn.Linear(12, 1))
+    assert ("DerivativeZero" in _named(tmp_path, model, loss, 40)) == told
+
+
+@pytest.mark.parametrize(("scale", "trained", "told"), [(255.0, True, True), (1.0, True, False), (255.0, False, False)])
+def test_samples_of_a_game_that_are_on_different_scales_are_told(scale, trained, told, tmp_path):
+    """Of a model that has no opponent nothing is said."""
+    torch.manual_seed(0)
+    maker, judge = nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    of_m, of_j = (torch.optim.Adam(m.parameters(), lr=1e-3) for m in (maker, judge))
+    watch = stabwatch.attach(judge, of_j, run_dir=tmp_path / "run", agent=False, verbose=False, every_step=True)
+    bce = F.binary_cross_entropy_with_logits
+    for _ in range(100):
+        real, fake = scale * (0.2 + torch.rand(16, 6)), maker(torch.randn(16, 4))
+        of_j.zero_grad()
+        (bce(judge(real), torch.ones(16, 1)) + bce(judge(fake.detach()), torch.zeros(16, 1))).backward()
+        of_j.step()
+        if trained:
+            of_m.zero_grad()
+            bce(judge(fake), torch.ones(16, 1)).backward()
+            of_m.step()
+    watch.detach()
+    assert ("SamplesOnOtherScale" in {c.name for c in analyze(watch.run_dir).diagnosis.causes}) == told

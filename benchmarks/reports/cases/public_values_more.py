@@ -209,7 +209,7 @@ def places_in_bfloat16(trial: Trial) -> None:
     source="https://github.com/togheppi/DCGAN/issues/2, https://github.com/khalooei/ALOCC-CVPR2018/issues/3",
     mechanism="The generator ends in a tanh, and real pictures go from 0 to 255: a look at one pixel tells which is "
     "which, and the discriminator wins.",
-    causes=("DiscriminatorCollapse", "InputsNotScaled"),
+    causes=("DiscriminatorCollapse", "InputsNotScaled", "SamplesOnOtherScale"),
     check=fact("real", (0, 0.01), (0.1, 3)),
     steps=300,
     shown_by="the discriminator's loss of real pictures is 0",
@@ -337,7 +337,15 @@ def mask_of_next_to_nothing(trial: Trial) -> None:
     source="https://arxiv.org/html/2512.11184v2, https://allamaprabhuani.github.io/tutorials/05-pinns/",
     mechanism="A network of ReLUs should fulfil a differential equation: its second derivative is 0 everywhere, and "
     "the equation has no gradient.",
-    causes=("ZeroGradients", "LossStuck", "LossConstant", "NotLearning", "NoBetterThanMean", "PartWithZeroGradient"),
+    causes=(
+        "ZeroGradients",
+        "LossStuck",
+        "LossConstant",
+        "NotLearning",
+        "NoBetterThanMean",
+        "PartWithZeroGradient",
+        "DerivativeZero",
+    ),
     check=loss_hurt,
     steps=300,
     shown_by="the error of the equation never changes",

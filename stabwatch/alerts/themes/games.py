@@ -13,6 +13,8 @@ from stabwatch.alerts.statistics import Array, Bools, median
 
 FEW, LAST = 8, 16
 """Losses whose median is the first level, and the level now."""
+FAR = 30.0
+"""Between the sizes of real and of generated samples: pixels of 0 to 255 are 100 times as large as those of a tanh."""
 NOTHING = 0.01
 """Share of its first level below which the loss of a player is nothing."""
 
@@ -65,9 +67,46 @@ class PlayerFeature(RunFeature):
         return np.ones(len(values), dtype=bool)
 
 
+class PlayerInputFeature(RunFeature):
+    """How far apart the samples are in size that a model is given which is trained against another one."""
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "player_input_ratio",
+            f"Median of the last {LAST} of input_span_ratio, of a model that is trained against another one.",
+            "ratio",
+            "run",
+        ),
+        DerivedSignal("player_input_steps", f"Steps for which player_input_ratio has been above {FAR:g}.", "1", "run"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("player_input", "input_span_ratio", "opponent_steps")
+
+    def _begin(self) -> None:
+        self._last: deque[float] = deque(maxlen=LAST)
+        self._opposed: deque[bool] = deque(maxlen=LAST)
+        self._far = Duration()
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        span, opposed = (self._one(signal, values) for signal in self._columns.signals)
+        if not math.isfinite(span):
+            return None
+        self._last.append(span)
+        self._opposed.append(opposed > 0)
+        if len(self._last) < FEW or sum(self._opposed) <= len(self._opposed) / 2:
+            return None
+        ratio = median(np.array(self._last))
+        return {"player_input_ratio": ratio, "player_input_steps": self._far.at(self._step, ratio > FAR)}
+
+    def measures(self, values: Array) -> Bools:
+        """See `blocks`: only records with the sizes of inputs count."""
+        return np.isfinite(self._column(self.signal, values))
+
+
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (PlayerFeature(),)
+    return (PlayerFeature(), PlayerInputFeature())
 
 
 RULES: tuple[Rule, ...] = (
@@ -95,5 +134,30 @@ RULES: tuple[Rule, ...] = (
             "Use a gradient penalty, noise on its inputs, or label smoothing.",
         ),
         references=("Arjovsky and Bottou 2017, Towards Principled Methods for Training GANs, arXiv:1701.04862",),
+    ),
+    Rule(
+        name="SamplesOnOtherScale",
+        title="Real and generated samples are on different scales",
+        family="player_input",
+        summary="Of two models that are trained against each other one is given samples of very different size: a look "
+        "at one number tells which are real.",
+        description="The largest samples that the model is given are {player_input_ratio:.3g} times as large as the "
+        "smallest, as for {player_input_steps:.0f} steps.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("player_input_ratio", above=FAR), Condition("player_input_steps", above=63.0)),
+                for_points=2,
+            ),
+        ),
+        abnormal=(Condition("player_input_ratio", above=FAR),),
+        source="thirty times for 64 steps: generators begin with outputs of a tenth of the size of the data",
+        remedy=(
+            "Scale the real samples to the range of the generator's last function: pixels to -1 to 1 for a tanh, to 0 "
+            "to 1 for a sigmoid.",
+            "Give both players the same numbers: is the normalisation applied to one of them alone?",
+        ),
+        references=("Radford et al. 2015, DCGAN, arXiv:1511.06434",),
+        fact=True,
     ),
 )

@@ -23,6 +23,7 @@ def features() -> tuple[Feature, ...]:
         PlainFeature("output_layer_untrained"),
         PlainFeature("overlap_of_logits_ratio"),
         PlainFeature("class_weight_ratio"),
+        LastingFeature("derivative_zero_ratio"),
     )
 
 
@@ -238,6 +239,33 @@ RULES: tuple[Rule, ...] = (
             "Print the weights beside the names of the classes: are they in the same order?",
         ),
         references=("Cui et al. 2019, Class-Balanced Loss, arXiv:1901.05555",),
+        fact=True,
+    ),
+    Rule(
+        name="DerivativeZero",
+        title="A derivative in the loss is zero everywhere",
+        family="derivative_zero_ratio",
+        summary="The loss is made of a derivative that is exactly zero everywhere: nothing can be learned from it.",
+        description="{derivative_zero_ratio:.0%} of the derivatives from which the loss is made are 0 everywhere, "
+        "as for {derivative_zero_ratio_steps:.0f} steps.",
+        thresholds=(
+            Threshold(
+                severity="critical",
+                when=(
+                    Condition("derivative_zero_ratio", above=0.0),
+                    Condition("derivative_zero_ratio_steps", above=15.0),
+                ),
+                for_points=4,
+            ),
+        ),
+        abnormal=(Condition("derivative_zero_ratio", above=0.0),),
+        source="any, for 16 steps: the second derivative of a network of ReLUs is 0 wherever there is one; a last "
+        "layer that begins at zero has a derivative after its first step",
+        remedy=(
+            "Use a smooth activation where a loss has derivatives of the output: tanh, sine, SiLU, softplus.",
+            "Does the output depend on what is differentiated? Is it a copy, rounded, or a code?",
+        ),
+        references=("Raissi et al. 2019, Physics-informed neural networks", "arXiv:2512.11184"),
         fact=True,
     ),
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stabwatch.hooks.base.linear_chain import linear_layers
 from stabwatch.hooks.base.output_layer import untrained_output
 from stabwatch.hooks.base.run_accumulators import ALIKE, APART, LINEAR, UNTRAINED, RunAccumulators
+from stabwatch.hooks.base.run_accumulators import ALIKE, APART, INPUT_SPAN, RunAccumulators, root_mean_square
 from stabwatch.hooks.base.tensors import first_tensor, is_plain
 from stabwatch.kernels.alike import FEWEST, alike, directions_apart
 
@@ -32,6 +33,31 @@ def note_size(run: RunAccumulators, inputs: Iterable[Any]) -> None:
     if batch is not None and batch.numel() and batch.layout == torch.strided:
         beside = [x for x in given if isinstance(x, Tensor) and x is not batch and is_plain(x) and x.numel()]
         run.update_input(batch, [x for x in beside if x.is_floating_point()])
+
+
+class InputSpan:
+    """How far apart the inputs are in size with which the model is called in one step."""
+
+    def __init__(self) -> None:
+        self._step = -1
+        self._shape = torch.Size()
+        self._sizes: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def forward_begins(self, run: RunAccumulators, step: int, inputs: Iterable[Any]) -> None:
+        """The model is called, in a step whose inputs are looked at."""
+        batch = first_tensor(inputs)
+        if batch is None or type(batch) is not Tensor or not is_plain(batch) or not batch.is_floating_point():
+            return
+        if not batch.dim() or not batch.numel():
+            return
+        size = root_mean_square(batch)
+        if step != self._step or self._sizes is None or batch.shape[1:] != self._shape:
+            self._step, self._shape, self._sizes = step, batch.shape[1:], (size, size)
+            return
+        least, most = self._sizes
+        self._sizes = least, most = torch.minimum(least, size), torch.maximum(most, size)
+        run.note(INPUT_SPAN, torch.where(least > 0, most / least, 1.0))
 
 
 @torch.no_grad()

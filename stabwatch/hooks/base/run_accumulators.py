@@ -49,6 +49,8 @@ UNITS = host_accumulator("units_alike_ratio")
 THROWN = host_accumulator("gradients_thrown_ratio")
 SCRAMBLED = host_accumulator("logits_scrambled_ratio")
 OVERLAP = host_accumulator("overlap_of_logits_ratio")
+INPUT_SPAN = host_accumulator("input_span_ratio")
+DERIVATIVE = host_accumulator("derivative_zero_ratio")
 CLASS_WEIGHT = host_accumulator("class_weight_ratio")
 UNCHANGED = host_accumulator("weights_unchanged_ratio")
 ALIKE = host_accumulator("input_alike_ratio")
@@ -80,9 +82,10 @@ NOTED = (
     UNITS, THROWN, FIT, COMPARED_LOSS, INPUT_SPREAD, COMPARED_MEAN, COMPARED_DEVIATION,
     UNCHANGED, SCRAMBLED, LINEAR, UNTRAINED, RANDOM,
     UNCHANGED, SCRAMBLED, OVERLAP, CLASS_WEIGHT,
+    UNCHANGED, SCRAMBLED, OVERLAP, CLASS_WEIGHT, INPUT_SPAN, DERIVATIVE,
 )  # fmt: skip
-SUMMED = (SPREAD, FIT, COMPARED_LOSS)
-"""Those that are a mean over the losses of the step."""
+SUMMED = (SPREAD, FIT, COMPARED_LOSS, DERIVATIVE)
+"""Those that are a mean over the losses of the step, or over its derivatives."""
 OTHERS = (KEPT, REWRITTEN, BROADCAST, INPUT, LEAK, *NOTED)
 
 
@@ -193,7 +196,7 @@ class RunAccumulators:
     @torch.no_grad()
     def update_input(self, batch: Tensor, beside: Sequence[Tensor] = ()) -> None:
         """Note the largest root mean square of an input and of those beside it, of at most 65,536 numbers of each."""
-        sizes = [_root_mean_square(x).to(self._device, non_blocking=True) for x in (batch, *beside)]
+        sizes = [root_mean_square(x).to(self._device, non_blocking=True) for x in (batch, *beside)]
         rms = torch.stack(sizes).amax() if beside else sizes[0]
         merge_(HOST, self.input, torch.stack((torch.ones_like(rms), rms)))
         if batch.dim() and len(batch) >= FEWEST and batch.is_floating_point():
@@ -233,7 +236,8 @@ class RunAccumulators:
         merge_(MEAN, accumulator, mean_aggregates(value, 1.0))
 
 
-def _root_mean_square(x: Tensor) -> Tensor:
+def root_mean_square(x: Tensor) -> Tensor:
+    """float32 (): of at most `INPUTS` of the numbers of a tensor, evenly spread."""
     flat = x.detach().reshape(-1)
     return flat[:: max(1, -(-len(flat) // INPUTS))].float().square().mean().sqrt()
 

@@ -133,7 +133,8 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "loader_restarted", "loss_terms_unscaled", "random_numbers_repeated",
         "clip_value", "compared_mean", "compared_deviation", "closure_passes",
         "samples_mixed_ratio", "wanted_deviation", "gradients_thrown_ratio", "target_unreachable_ratio",
-        "logits_scrambled_ratio", "overlap_of_logits_ratio", "class_weight_ratio", "dropout_in_evaluation",
+        "logits_scrambled_ratio", "overlap_of_logits_ratio", "class_weight_ratio", "input_span_ratio",
+        "derivative_zero_ratio", "dropout_in_evaluation",
         "target_rms", "target_size_ratio", "output_spread_ratio",
         "attention_row_weight", "attention_row_weight_max", "attention_row_weight_min",
         *(s.name for s in CATALOGUE
