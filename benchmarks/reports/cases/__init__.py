@@ -24,6 +24,7 @@ from benchmarks.reports.cases import (
     nonfinite,
     policy,
     precision,
+    public_again,
     public_values,
     public_values_more,
     siblings_again,
@@ -47,7 +48,8 @@ __all__ = [
     "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "misses_again", "modes", "nonfinite",
     "policy", "precision",
     "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "modes", "nonfinite",
-    "policy", "precision", "public_values", "public_values_more",
+    "policy", "precision", "public_again", "public_values",
+    "public_values_more",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
     "world_again", "world_loops", "world_loops_again", "world_loops_more", "world_values", "world_values_more",
 ]  # fmt: skip
