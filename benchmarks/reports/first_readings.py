@@ -51,6 +51,7 @@ CASES = (
     FirstReading("world_values, world_values_more", 18, 15, 14, (3, 4), (2, 3880)),
     FirstReading("world_loops, world_loops_more", 20, 13, 9, (2, 4), (3, 5420)),
     FirstReading("public_values, public_values_more", 19, 11, 10, (1, 2), (1, 4640)),
+    FirstReading("public_again", 8, 7, 7, (0, 0), (0, 2250), siblings=True),
     FirstReading("world_again", 4, 4, 2, (0, 1), (0, 1150), siblings=True),
     FirstReading("world_loops_again", 6, 6, 6, (0, 0), (0, 1450), siblings=True),
     FirstReading("misses_again", 11, 10, 9, (0, 0), (0, 2800), siblings=True),

@@ -100,7 +100,7 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
             context.isolation.run("loss", "always", _note_spread, context, input, target)
             context.isolation.run("loss", "always", _note_level, context, input, target)
             positive = kwargs.get("pos_weight", args[4] if len(args) > 4 else None)
-            if isinstance(positive, Tensor) and positive.numel() == 1:
+            if isinstance(positive, Tensor) and positive.dim() < 2 and positive.numel() in (1, target.shape[-1]):
                 context.isolation.run("loss", "always", _note_positive, context, target, positive)
             if not any(isinstance(x, Tensor) for x in (*args, *kwargs.values())):  # weights want other outputs
                 context.isolation.run("loss", "always", _note_fit, context, out, input.detach().sigmoid(), target)
@@ -109,11 +109,12 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
 
 
 def _note_positive(context: TapContext, target: Tensor, weight: Tensor) -> None:
-    """How much do positives weigh, as far as they are more or fewer than the others?"""
-    some = _some(target)
-    count = (some > 0.5).float().sum()
-    weights = torch.stack((torch.ones_like(count), weight.detach().float().reshape(())))
-    context.run.note(CLASS_WEIGHT, mean_weight_ratio(torch.stack((len(some) - count, count)), weights))
+    """How much do positives weigh, as far as they are more or fewer than the others? The mean over several labels."""
+    rows = target.detach().reshape(-1, weight.numel())
+    count = (rows[:: -(-len(rows) // ROWS)] > 0.5).float().mean(dim=0)
+    weight = weight.detach().float().reshape(-1)
+    both = (torch.stack((1 - count, count), -1), torch.stack((torch.ones_like(weight), weight), -1))
+    context.run.note(CLASS_WEIGHT, mean_weight_ratio(*both).mean())
 
 
 def _saw_probability(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -156,13 +156,14 @@ def test_weights_that_favour_what_is_frequent_are_told(weight, told, ignored, tm
 
 
 @pytest.mark.parametrize(("positive", "told"), [(0.1, True), (9.0, False), (1.0, False)])
-def test_a_weight_of_positives_that_are_rare_is_above_one(positive, told, tmp_path):
-    wrong = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([positive]))
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_weight_of_positives_that_are_rare_is_above_one(positive, told, labels, tmp_path):
+    wrong = nn.BCEWithLogitsLoss(pos_weight=torch.full((labels,), positive))
 
     def loss(m):
-        return wrong(m(torch.randn(64, 5)), (torch.rand(64, 1) < 0.1).float())
+        return wrong(m(torch.randn(64, 5)), (torch.rand(64, labels) < 0.1).float())
 
-    assert ("ClassWeightsInverted" in _named(tmp_path, nn.Linear(5, 1), loss)) == told
+    assert ("ClassWeightsInverted" in _named(tmp_path, nn.Linear(5, labels), loss)) == told
 
 
 @pytest.mark.parametrize("delay", [2, 0])

@@ -184,18 +184,20 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="LossBroadcast",
-        title="Output and target of different shapes",
+        title="Tensors of different shapes in the loss",
         family="loss_broadcast_factor",
-        summary="Output and target have different shapes, and the loss compares each output with every target.",
-        description="The loss compared each output with {loss_broadcast_factor:.0f} targets.",
+        summary="Tensors of different shapes meet in the loss: each output is compared, or multiplied, with every "
+        "target or weight.",
+        description="Each number of one met {loss_broadcast_factor:.0f} of the other.",
         thresholds=(
             Threshold(severity="critical", when=(Condition("loss_broadcast_factor", above=1.5),), for_points=2),
         ),
         abnormal=(Condition("loss_broadcast_factor", above=1.5),),
         source="any; (n, 1) against (n,) gives (n, n), and the model learns the mean of all targets; (n, 1) against "
-        "(n, k) that of the k targets of a sample",
+        "(n, k) that of the k targets of a sample; (n,) times (n, 1) weighs all samples the same",
         remedy=(
             "Give both the same shape: `output.squeeze(-1)`, or `target.unsqueeze(-1)`.",
+            "Give weights, masks and events of samples the shape of what they are multiplied with: (n,), not (n, 1).",
             "If the target has more columns than the output, was a sum over them forgotten (log-probabilities of "
             "several actions)?",
         ),

@@ -69,11 +69,11 @@ def class_weight_ratio(labels: Tensor, weight: Tensor, ignored: int) -> Tensor |
 
 
 def mean_weight_ratio(counts: Tensor, weight: Tensor) -> Tensor:
-    """float32 (): of the classes, (classes,) each: how often they come and what they weigh."""
+    """float32 (...,): of classes, (..., classes) each: how often they come and what they weigh."""
     there = (counts > 0) & (weight > 0)
     counts, weight = counts * there, weight * there
-    of_labels = (counts * weight).sum() / counts.sum().clamp(min=1)
-    return of_labels / (weight.sum() / there.sum().clamp(min=1)).clamp(min=TINY)
+    of_labels = (counts * weight).sum(dim=-1) / counts.sum(dim=-1).clamp(min=TINY)
+    return of_labels / (weight.sum(dim=-1) / there.sum(dim=-1).clamp(min=1)).clamp(min=TINY)
 
 
 def between(rows: Tensor) -> Tensor:
