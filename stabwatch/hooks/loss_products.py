@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,8 @@ from stabwatch.hooks.graph import saved_plainly
 
 _NODES = 32
 """Functions to look through, from the loss or from a division."""
-_LINEAR = ("Mean", "Sum", "Neg", "Add", "Sub", "Rsub", "Div", "Mul", *SHAPES)
+_ADDED = ("Mean", "Sum", "Neg", "Add", "Sub", "Rsub", *SHAPES)
+_LINEAR = (*_ADDED, "Div", "Mul")
 _SUMMED = ("Sum", "Mean", "Add", "Sub", "Mul", "Pow", "Clamp", "ClampMin", *SHAPES)
 _SIDES = ("self", "other")
 
@@ -23,7 +24,7 @@ def rows_by_columns(root: Any) -> int | None:
 
     The mean over all of these products is that of the row times that of the column: nobody means that.
     """
-    for node in _behind(root, _LINEAR):
+    for node in _behind(root, _ADDED, _is_scaled):
         n, *columns = shape_of(node, 0) or (0,)
         if kind_of(node) == "Mul" and columns == [n] and n > 1 and {*_shapes_of_sides(node)} == {(n,), (n, 1)}:
             return n
@@ -50,8 +51,8 @@ def shape_of(node: Any, at: int) -> tuple[int, ...] | None:
     return tuple(known[at].shape) if at < len(known) else None
 
 
-def _behind(node: Any, through: Iterable[str]) -> Iterator[Any]:
-    """A node, and those before it that are reached through some kinds; each is given once."""
+def _behind(node: Any, through: Iterable[str], also: Callable[[Any], bool] = lambda node: False) -> Iterator[Any]:
+    """A node, and those before it that are reached through some kinds and what is `also` one; each is given once."""
     todo: list[Any] = [node]
     seen: set[int] = set()
     for node in todo:
@@ -61,8 +62,13 @@ def _behind(node: Any, through: Iterable[str]) -> Iterator[Any]:
             return
         seen.add(id(node))
         yield node
-        if kind_of(node) in through:
+        if kind_of(node) in through or also(node):
             todo += inputs_of(node)
+
+
+def _is_scaled(node: Any) -> bool:
+    """Is this a product of numbers, or of a tensor and a number?"""
+    return kind_of(node) in ("Mul", "Div") and (shape_of(node, 0) == () or () in _shapes_of_sides(node))
 
 
 def _shapes_of_sides(product: Any) -> Iterator[tuple[int, ...] | None]:

@@ -200,7 +200,7 @@ SIGNALS = (
     ),
     _host(
         "input_span_ratio",
-        "Largest over smallest root mean square of the inputs with which the model is called in one step.",
+        "Largest over smallest root mean square of the inputs of the calls of one step; 1 where none is above 10.",
         "ratio",
         tier="sampled",
     ),

@@ -62,8 +62,10 @@ def test_an_overlap_of_logits_is_told(of, logits, tmp_path):
         (lambda risk, event: risk * event, False),
         (lambda risk, event: risk[:, None] * event[None], False),
         (lambda risk, event: risk * (event[:, None] == event[None]), False),
+        (lambda risk, event: torch.outer(risk, event) * (event[:, None] >= event[None]), False),
+        (lambda risk, event: 2 * (risk * event[:, None]) / 3, True),
     ],
-    ids=["a column", "a column first", "a row", "each with each", "a matrix"],
+    ids=["a column", "a column first", "a row", "each with each", "a matrix", "weighted products", "a factor"],
 )
 def test_a_row_that_is_multiplied_with_a_column_is_told(multiply, told, tmp_path):
     def loss(m):

@@ -151,7 +151,8 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("player_input_ratio", above=FAR),),
-        source="thirty times for 64 steps: generators begin with outputs of a tenth of the size of the data",
+        source="thirty times for 64 steps, one of them above 10: scaled data are about 1, and generators begin with a "
+        "tenth of it",
         remedy=(
             "Scale the real samples to the range of the generator's last function: pixels to -1 to 1 for a tanh, to 0 "
             "to 1 for a sigmoid.",

@@ -15,6 +15,9 @@ from stabwatch.hooks.base.run_accumulators import ALIKE, APART, INPUT_SPAN, RunA
 from stabwatch.hooks.base.tensors import first_tensor, is_plain
 from stabwatch.kernels.alike import FEWEST, alike, directions_apart
 
+LARGE = 10.0
+"""Root mean square of inputs that are not scaled: a generator may well begin with a thousandth, beside data of 1."""
+
 
 @torch.no_grad()
 def note_inputs(run: RunAccumulators, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
@@ -36,7 +39,7 @@ def note_size(run: RunAccumulators, inputs: Iterable[Any]) -> None:
 
 
 class InputSpan:
-    """How far apart the inputs are in size with which the model is called in one step."""
+    """How far apart the inputs are in size with which the model is called in one step, if one is not scaled."""
 
     def __init__(self) -> None:
         self._step = -1
@@ -57,7 +60,7 @@ class InputSpan:
             return
         least, most = self._sizes
         self._sizes = least, most = torch.minimum(least, size), torch.maximum(most, size)
-        run.note(INPUT_SPAN, torch.where(least > 0, most / least, 1.0))
+        run.note(INPUT_SPAN, torch.where((least > 0) & (most > LARGE), most / least, 1.0))
 
 
 @torch.no_grad()
