@@ -23,6 +23,7 @@ AT_ONCE = (
     "DoubleSoftmax", "ReluOnLogits", "LossBroadcast", "TargetOutOfRange", "TargetsIgnored", "InitialLossTooHigh",
     "InitialOutputsTooLarge",
     "NotLogProbabilities", "InputsConstant",
+    "NotLogProbabilities", "InputsConstant", "OverlapOfLogits",
     "TargetsShiftedTwice", "TargetsNotShifted", "TargetsNotHidden", "CausalMaskMissing", "TargetInInput",
     "PartWithoutGradient", "ParametersNotInOptimizer", "ParametersNotRegistered", "EvalModeInTraining",
     "ClipOnScaledGradients", "GradientsNotUnscaled", "LossTermNotScaled", "ClipAfterStep", "NoNonlinearity",

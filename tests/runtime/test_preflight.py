@@ -44,6 +44,14 @@ def broadcast(model):
     return lambda x: F.mse_loss(model(x)[:, :1], 2 * x[:, 0])
 
 
+def dice_of_logits(model):
+    def loss(x):
+        out, mask = model(x), (x[:, :1] > 0).float().expand(-1, CLASSES)
+        return 1 - (2 * (out * mask).sum() + 1) / (out.sum() + mask.sum() + 1)
+
+    return loss
+
+
 def out_of_range(model):
     return lambda x: F.binary_cross_entropy_with_logits(model(x)[:, :1], 1 + x[:, :1].abs())
 
@@ -110,6 +118,7 @@ def test_a_right_set_up(make, steps, tmp_path, capsys):
     [
         (softmax_twice, "DoubleSoftmax"),
         (broadcast, "LossBroadcast"),
+        (dice_of_logits, "OverlapOfLogits"),
         (out_of_range, "TargetOutOfRange"),
         (logits_too_large, "InitialLossTooHigh"),
         (pixels, "InputsNotScaled"),
