@@ -155,9 +155,14 @@ class Workload:
 MISSING = {
     "BuffersNotAveraged": "running statistics of the averaged model are still those of its start",
     "WeightsNotLoaded": "the names in a checkpoint fit no parameter, and nothing was loaded",
+    "FrozenInOptimizer": "a part that the optimizer holds requires no gradient: it was frozen by mistake",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
+    "InputsGrow": "the size of the inputs grows from epoch to epoch",
+    "NoNonlinearity": "nothing lies between linear layers: they are one",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",
+    "RateComesBack": "the learning rate falls to nothing and comes back to its height again and again",
+    "SamplesDuplicated": "a batch holds the same samples several times",
     "TargetsUnpaired": "targets do not belong to their inputs",
     "TooGood": "the loss falls below what the data allow: the answer is in the input",
 }  # fmt: skip
