@@ -55,6 +55,7 @@ CASES = (
     FirstReading("world_again", 4, 4, 2, (0, 1), (0, 1150), siblings=True),
     FirstReading("world_loops_again", 6, 6, 6, (0, 0), (0, 1450), siblings=True),
     FirstReading("misses_again", 11, 10, 9, (0, 0), (0, 2800), siblings=True),
+    FirstReading("public_loops, public_loops_more", 18, 14, 11, (0, 1), (0, 4190)),
 )
 HEALTHY = (
     FirstHealthy("unseen", (16, 4980), note="13 where the data change"),
