@@ -308,6 +308,25 @@ def test_numbers_in_their_order_are_not_shuffled(deviation, beside, told, course
     assert bool(_states_of(series, "DataNotShuffled")) == told
 
 
+@pytest.mark.parametrize(
+    ("validation", "told"),
+    [
+        (lambda step: 2.3 + 0.02 * step, True),
+        (lambda step: 2.0, True),
+        (lambda step: max(0.9, 2.3 - 0.05 * step) + 0.005 * step, False),
+        (lambda step: 0.35, False),
+        (lambda step: 60.0 * 0.97**step, False),
+    ],
+    ids=["another order of classes", "learns nothing", "learns, then overfits", "good from the first on", "a sum"],
+)
+def test_a_validation_that_never_learns_is_apart_and_no_overfitting(validation, told):
+    values = [validation(step) if step % 5 == 4 else None for step in range(200)]
+    states = _states_of(
+        {"logged val_loss": values, "loss": [2.3 * 0.97**step for step in range(200)]}, "EvaluationApart"
+    )
+    assert bool(states) == told
+
+
 def test_batches_whose_targets_are_alike_do_not_say_that_nothing_is_learned():
     error = {"fit": [1.5] * 300, "loss": [0.1] * 300, "compared": [0.1] * 300}
     assert _states_of(error, "NoBetterThanMean") == ["firing"]

@@ -15,8 +15,8 @@ from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, median
 from stabwatch.runlog import SeriesKey
 
-EVALUATED, TRAINED = 3, 16
-"""Evaluations, and training losses, whose median counts."""
+EVALUATED, TRAINED, INITIAL = 3, 16, 4
+"""Evaluations, training losses, and first training losses of the run, whose median counts."""
 SCATTERED, LEAST_SCATTER = 34, 1e-3
 """Evaluations whose scatter counts, and the least that it is taken for."""
 
@@ -48,6 +48,18 @@ class EvaluationFeature(RoleFeature):
             "ratio",
             "run",
         ),
+        DerivedSignal(
+            "eval_loss_to_initial_ratio",
+            "Best logged validation loss over the training loss with which the run began.",
+            "ratio",
+            "run",
+        ),
+        DerivedSignal(
+            "eval_loss_recent_ratio",
+            f"Least ratio of the last {EVALUATED} logged validation losses to the training loss then.",
+            "ratio",
+            "run",
+        ),
     )
 
     def __init__(self) -> None:
@@ -66,11 +78,15 @@ class EvaluationFeature(RoleFeature):
         self._told: list[float] = []
         self._logarithms: deque[float] = deque(maxlen=SCATTERED)
         self._first_loss = self._first_told = self._least = math.nan
+        self._initial: list[float] = []
+        self._recent: deque[float] = deque(maxlen=EVALUATED)
 
     def _observe(self, values: Array) -> dict[str, float] | None:
+        loss = self._losses.number("loss", values)
+        if math.isfinite(loss) and len(self._initial) < INITIAL:
+            self._initial.append(loss)
         if not self._roles.bound:
             return None
-        loss = self._losses.number("loss", values)
         if math.isfinite(loss):
             self._trained.append(loss)
         evaluated = self._number(values)
@@ -84,7 +100,7 @@ class EvaluationFeature(RoleFeature):
         known = 0 < self._best < math.inf and self._then > 0
         best = (now / self._best, trained / self._then) if known else (math.nan, math.nan)
         rise = math.log(best[0]) / _scatter(self._logarithms) if best[0] > 0 else math.nan
-        numbers = (*best, *self._beside(evaluated, trained), rise)
+        numbers = (*best, *self._beside(evaluated, trained), rise, *self._never_learned(evaluated, trained))
         found = dict(zip((g.name for g in self.gauges), numbers, strict=True))
         return found | {"now": now, "best": self._best, "trained": trained}
 
@@ -101,9 +117,19 @@ class EvaluationFeature(RoleFeature):
             return math.nan, math.nan, math.nan
         return self._least, median(np.array(self._told)) / self._first_told, trained / self._first_loss
 
+    def _never_learned(self, evaluated: float, trained: float) -> tuple[float, float]:
+        """The best validation loss over the first training losses, and the last ones beside those of their time."""
+        self._recent.append(evaluated / trained if evaluated > 0 and trained > 0 else math.nan)
+        began = median(np.array(self._initial)) if self._initial else math.nan
+        best = self._best / began if began > 0 and math.isfinite(self._best) else math.nan
+        return best, float(np.min(self._recent)) if len(self._recent) == EVALUATED else math.nan
+
     def measures(self, values: Array) -> Bools:
-        """See `blocks`: each record counts once such a loss is logged."""
-        return np.full(len(values), self._roles.bound)
+        """See `blocks`: each record counts once such a loss is logged, and the first losses do."""
+        counts = np.full(len(values), self._roles.bound)
+        first = np.flatnonzero(np.isfinite(self._losses.of_run("loss", values)))[: INITIAL - len(self._initial)]
+        counts[first] = True
+        return counts
 
 
 def _scatter(logarithms: Sequence[float]) -> float:
@@ -161,7 +187,8 @@ RULES: tuple[Rule, ...] = (
         "evaluation may see other data or another model than training, or few samples are learned by heart.",
         description="The validation loss ('{signal}') was {eval_loss_least_ratio:.3g} times the training loss at "
         "least, and is {now:.4g} beside {trained:.4g}; the training loss is {loss_since_first_eval_ratio:.0%} of what "
-        "it was at the first validation, the validation loss {eval_loss_to_first_ratio:.0%}.",
+        "it was at the first validation, the validation loss {eval_loss_to_first_ratio:.0%}. At best it was "
+        "{eval_loss_to_initial_ratio:.0%} of the training loss with which the run began.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -172,10 +199,28 @@ RULES: tuple[Rule, ...] = (
                 ),
                 for_points=2,
             ),
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("eval_loss_to_initial_ratio", above=0.6, below=2.0),
+                    Condition("eval_loss_recent_ratio", above=10.0),
+                    Condition("eval_loss_to_first_ratio", above=0.6),
+                    Condition("loss_since_first_eval_ratio", below=0.5),
+                ),
+                for_points=2,
+                summary="The validation loss that is logged has hardly come below the training loss with which the run "
+                "began, and the training loss is a tenth of it: evaluation may see other data or another model than "
+                "training, or few samples are learned by heart.",
+            ),
         ),
-        abnormal=(Condition("eval_loss_least_ratio", above=3.0), Condition("eval_loss_to_first_ratio", above=0.5)),
+        abnormal=(
+            Condition("eval_loss_to_first_ratio", above=0.5),
+            Condition("loss_since_first_eval_ratio", below=0.5),
+        ),
         source="three times the training loss in each validation, and hardly below the first while that has halved: a "
-        "model that overfits begins with both equal, and a sum in place of a mean falls with the training loss",
+        "model that overfits begins with both equal, and a sum in place of a mean falls with the training loss. Or "
+        "three fifths of the first training losses at best, and ten times the training loss by now: a model that "
+        "overfits has learned more than that before, if only a little",
         remedy=(
             "Evaluate on batches of the training data: the loss must be that of training, but for dropout.",
             "Compare the preparation of the data, and normalisation layers in evaluation mode (`model.eval()`).",
