@@ -15,6 +15,8 @@ ALL = 0.999
 """Of the samples of a batch, that equal its first one."""
 REST, GROWN = 0.5, 1.5
 """Share of the loss that its cross-entropy is below, and the rest over all of the loss before: another term grows."""
+ITSELF, MORE_THAN_A_GUESS = 10.0, 10.0
+"""A cross-entropy so many times all of the loss before, and so high (a guess among 22,026 classes), grows itself."""
 CUT = 100.0
 """Gradient norm over the limit of clipping: far more than a usual gradient is cut."""
 GREW = 20.0
@@ -116,7 +118,7 @@ def _term_grows(e: Evidence) -> Found | None:
     if not alerts or e.of("TargetsRunAway", "LossWithoutBound", "NonFinite") or not 0 < tokens < REST * loss < math.inf:
         return None
     before = alerts[0].context.get("loss_at_onset", math.inf)
-    if loss - tokens < GROWN * before:
+    if loss - tokens < GROWN * before or tokens > max(ITSELF * before, MORE_THAN_A_GUESS):
         return None
     return Found(
         alerts[0].onset,

@@ -18,10 +18,32 @@ Then rows that are compared with each other, by as many numbers.
 """
 FLAT = 1e-4
 """Largest gradient over the largest weight, of those that are looked at, below which a loss has come to its end."""
-WITNESSES = 3
-"""Of the matrices, those that are looked at around a step."""
+WITNESSES, EVEN = 3, 16
+"""Of the matrices, those that are looked at around a step, and numbers of each that are read after every one."""
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers of as many bytes, by which NaN is equal to itself."""
 EACH = 17
 """Steps of an optimizer between two at which its writes are looked at; odd, as it may write in each fourth of them."""
+
+
+class _InMemory:
+    """Some numbers of weights in the memory of the host, which are read without asking a device.
+
+    `p.data.copy_(...)` changes them, and autograd does not count it.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        mine = [(p, local(p.detach())) for p in weights]
+        mine = [(p, x) for p, x in mine if x.device.type == "cpu" and x.is_contiguous() and x.element_size() in BITS]
+        mine = [(p, x) for p, x in mine if x.dtype == mine[0][1].dtype][:: max(1, len(mine) // WITNESSES)]
+        self._held = [(x, x.data_ptr(), p, p.data_ptr()) for p, x in mine]
+        self._views = [x.view(-1)[:: x.numel() // EVEN | 1].view(BITS[x.element_size()]) for _, x in mine]
+
+    def read(self) -> Tensor | None:
+        """A copy of them; None if there are none, or if a weight lies elsewhere by now."""
+        if not self._held or any(x.data_ptr() != a or p.data_ptr() != b for x, a, p, b in self._held):
+            return None
+        return torch.cat(self._views)
 
 
 class Rewrites:
@@ -31,6 +53,8 @@ class Rewrites:
         self._matrices: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
         self._counted: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
         """Of these, those whose writes autograd counts."""
+        self._in_memory = _InMemory(())
+        self._after: Tensor | None = None
         self._kept: tuple[list[nn.Parameter], Tensor] | None = None
         self._stepping: tuple[list[nn.Parameter], Tensor, Tensor] | None = None
         self._taken: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -81,11 +105,20 @@ class Rewrites:
     def stepped(self) -> None:
         """An optimizer has stepped: what is written from now on was not written by it."""
         self.versions = [(p, p._version) for held in self._counted.values() for p in held]
+        self._after = self._in_memory.read()
+        if self._after is None and self.versions:
+            self._in_memory = _InMemory([p for p, _ in self.versions])
 
     def written(self) -> bool:
-        """A forward begins: has anything written into the matrices since then, as far as autograd counts it?"""
-        kept, self.versions = self.versions, []
-        return any(p._version != version for p, version in kept)
+        """A forward begins: has anything written into the matrices since then?
+
+        As far as autograd counts it; and in the memory of the host, where some of their numbers are compared.
+        """
+        kept, self.versions, after = self.versions, [], self._after
+        if any(p._version != version for p, version in kept):
+            return True
+        now = None if after is None else self._in_memory.read()
+        return now is not None and after is not None and not torch.equal(now, after)
 
     def model_changed(self) -> None:
         """It has other parameters: nothing is known of them yet."""
@@ -93,6 +126,7 @@ class Rewrites:
         self._counted.clear()
         self._kept = self._stepping = None
         self.versions = []
+        self._in_memory, self._after = _InMemory(()), None
 
     def follow(self, optimizer: Any) -> None:
         """Look at matrices of this optimizer that are trained, from the next step on."""
@@ -100,6 +134,7 @@ class Rewrites:
         length = max(1, -(-len(held) // MATRICES))
         self._matrices[optimizer] = [max(held[i : i + length], key=_size) for i in range(0, len(held), length)]
         self._counted[optimizer] = [p for p in self._matrices[optimizer] if not p.is_inference()]
+        self._in_memory = _InMemory([p for held in self._counted.values() for p in held])
 
     @torch.no_grad()
     def alike(self, optimizer: Any) -> Tensor | None:

@@ -79,8 +79,8 @@ SIGNALS = (
     ),
     _host(
         "weights_written",
-        "Whether the program wrote into weights between the last optimizer step and the next forward (by autograd's "
-        "count): 1, or 0.",
+        "Whether the program wrote into weights between the last optimizer step and the next forward: 1, or 0. By "
+        "autograd's count, which leaves out `p.data`; on a CPU also by some of their numbers.",
     ),
     _host(
         "evaluation_mode_ratio",

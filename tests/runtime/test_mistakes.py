@@ -418,6 +418,23 @@ def test_a_term_of_the_loss_that_grows_is_told_beside_its_cross_entropy(tmp_path
     assert "LossTermGrows" in _named(tmp_path, model, loss, 200)
 
 
+def test_a_penalty_that_grows_with_a_cross_entropy_is_no_other_term(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 8))
+    steps = 0
+
+    def loss(m):
+        nonlocal steps
+        steps += 1
+        x = torch.randn(32, 12)
+        if steps > 80:
+            m[2].weight.data.mul_(1.1)
+        out = F.cross_entropy(m(x), x[:, :8].argmax(1))
+        return out + 1e-2 * m[2].weight.square().sum()
+
+    assert "LossTermGrows" not in _named(tmp_path, model, loss, 200)
+
+
 def test_probabilities_are_told_beside_mixed_labels(tmp_path):
     def loss(m, softmax):
         x = torch.randn(16, 6)
@@ -430,13 +447,17 @@ def test_probabilities_are_told_beside_mixed_labels(tmp_path):
         assert ("DoubleSoftmax" in named) == softmax
 
 
-def test_what_the_program_writes_into_weights_is_seen(tmp_path):
-    """Also where it writes the same numbers; what the optimizer writes does not count."""
+@pytest.mark.parametrize("by", ["load_state_dict", "data"])
+def test_what_the_program_writes_into_weights_is_seen(by, tmp_path):
+    """Also where it writes the same numbers, if autograd counts it; what the optimizer writes does not count."""
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
     for step in range(12):
-        if step == 7:
+        if step == 7 and by == "data":
+            for parameter in model.parameters():
+                parameter.data.copy_(torch.randn_like(parameter))
+        elif step == 7:
             model.load_state_dict({name: x.clone() for name, x in model.state_dict().items()})
         optimizer.zero_grad()
         _guess(model).backward()
