@@ -157,7 +157,6 @@ MISSING = {
     "WeightsNotLoaded": "the names in a checkpoint fit no parameter, and nothing was loaded",
     "FrozenInOptimizer": "a part that the optimizer holds requires no gradient: it was frozen by mistake",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
-    "InputsGrow": "the size of the inputs grows from epoch to epoch",
     "NoNonlinearity": "nothing lies between linear layers: they are one",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",

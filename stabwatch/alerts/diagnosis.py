@@ -45,6 +45,7 @@ EXPLAINED = {
     "WeightsChangedOutsideStep": ("WeightsReplaced",),
     **dict.fromkeys(("NoBetterThanMean", "NotLearning"), ("WarmUpTooLong", "ScheduleStandsStill")),
     "BadBatch": ("Reinitialisation",),
+    "InputsGrow": ("InputsNotScaled",),
     "RepeatedBatches": ("InputsBecameAlike", "InputsConstant"),
     **dict.fromkeys(("LossSpike", "OddBatches"), ("DataNotShuffled",)),
     "LoneLosses": ("BadBatch", "DataNotShuffled"),

@@ -53,7 +53,7 @@ def _large_inputs(e: Evidence) -> Found | None:
 def _grown_inputs(e: Evidence) -> Found | None:
     """The input has become many times as large as it was, and the loss has jumped or climbed since."""
     size, least = e.memory.context.get("input_rms", 0.0), e.memory.smallest_input
-    alerts = e.of("LossSpike", "LossShift", "LossDivergence", "NonFinite", "OddBatches")
+    alerts = e.of("LossSpike", "LossShift", "LossDivergence", "NonFinite", "OddBatches", "InputsGrow")
     if not alerts or size < max(LARGE_INPUT, GREW * least):
         return None
     alert = min(alerts, key=lambda a: a.onset)
@@ -196,6 +196,7 @@ OF_SIZES: tuple[RootCause, ...] = (
             "Scale the inputs: pixels by 255, columns of a table to mean 0 and deviation 1.",
             "Are mean and deviation those of the numbers as they are then (0 to 1, or 0 to 255)?",
             "Or put a normalisation in front of the first layer.",
+            "Do they grow from epoch to epoch? Then the data set writes into what it keeps: copy a sample first.",
         ),
         ("LeCun et al. 1998, Efficient BackProp",),
     ),

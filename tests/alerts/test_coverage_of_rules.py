@@ -41,7 +41,7 @@ NO_RULE = {
         "query_key_increment_ratio", "quantised_flip_ratio", "quantised_oscillation_ratio", "quantised_boundary_ratio",
         "sharpness_ratio", "sharpness", "sharpness_residual_ratio", "hessian_trace",
         "activation_lagged_cosine", "activation_lagged_cosine_rank",
-        "input_rms", "input_spread_ratio",
+        "input_spread_ratio",
         "scale_invariant_ratio", "radial_update_ratio", "effective_step_size", "gradient_weight_cosine",
         "descent_weight_cosine", "logit_scaling_cosine", "output_entropy", "geometry_stability",
         "geometry_stability_error", "activation_kurtosis", "activation_outlier_ratio", "activation_zero_ratio",

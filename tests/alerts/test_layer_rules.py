@@ -28,6 +28,7 @@ SCENARIOS = {
     "OddBatches": Scenario(
         "loss", wave(100, 2.0), [6.0] * 8 + [2.0] * 6, {"shift": lambda step: 90.0 if 100 <= step < 110 else 1.0}
     ),
+    "InputsGrow": Scenario("input", wave(100, 1.0, 0.1), [2.7**i for i in range(2, 12)]),
     "UpdateTooLarge": Scenario("update a", wave(100, 0.003, 0.1), [0.3] * 8),
     "UpdatesGrowAtFirst": Scenario(
         "update a", wave(100, 0.003, 0.1), [0.01, 0.02, 0.1, 0.4, 0.3, 0.2], from_start=True
@@ -325,6 +326,20 @@ def test_a_validation_that_never_learns_is_apart_and_no_overfitting(validation, 
         {"logged val_loss": values, "loss": [2.3 * 0.97**step for step in range(200)]}, "EvaluationApart"
     )
     assert bool(states) == told
+
+
+@pytest.mark.parametrize(
+    ("size", "beside"),
+    [
+        (lambda step: 2.7 ** (step // 20), {"acted": 1.0}),
+        (lambda step: 100.0 if step % 3 else 0.5, {}),
+        (lambda step: 20.0 if step > 60 else 0.5, {}),
+    ],
+    ids=["what a model sees as it acts", "noise of many levels", "features of usual size"],
+)
+def test_inputs_that_come_and_go_do_not_grow(size, beside):
+    sizes = [size(step) for step in range(200)]
+    assert not _states_of({"input": sizes, **around(beside, 0, 200)}, "InputsGrow")
 
 
 def test_batches_whose_targets_are_alike_do_not_say_that_nothing_is_learned():
