@@ -155,7 +155,6 @@ class Workload:
 MISSING = {
     "BuffersNotAveraged": "running statistics of the averaged model are still those of its start",
     "WeightsNotLoaded": "the names in a checkpoint fit no parameter, and nothing was loaded",
-    "FrozenInOptimizer": "a part that the optimizer holds requires no gradient: it was frozen by mistake",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
     "NoNonlinearity": "nothing lies between linear layers: they are one",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",

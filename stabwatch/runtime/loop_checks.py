@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from stabwatch.hooks.base.run_accumulators import THROWN, UNCHANGED, UNITS, RunAccumulators
+from stabwatch.hooks.base.run_accumulators import REFROZEN, THROWN, UNCHANGED, UNITS, RunAccumulators
 from stabwatch.hooks.base.tensors import local
 from stabwatch.runtime.rewrites import Rewrites
 
@@ -73,6 +73,8 @@ class LoopChecks:
         self._sampled = False
         self._modes, self._evaluating = Modes(model), 0.0
         self._last: list[Tensor | None] = []
+        self._frozen: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
+        """Of each optimizer the parameters that required no gradient when it was first seen, and had a state."""
         self.rewrites = Rewrites()
 
     def model_changed(self) -> None:
@@ -153,6 +155,8 @@ class LoopChecks:
         if thrown is not None:
             run.note(THROWN, thrown)
         self.rewrites.before_step(optimizer, reached)
+        if (frozen := self._refrozen(optimizer)) is not None:
+            run.note(REFROZEN, frozen)
         if optimizer in self._witnesses:
             self._told[optimizer] = self._kept.pop(optimizer, None)
             return
@@ -164,6 +168,24 @@ class LoopChecks:
         parts = [mine[i : i + length] for i in range(0, len(mine), length)]
         if parts:
             self._witnesses[optimizer] = [min(part, key=nn.Parameter.numel) for part in parts]
+
+    def _refrozen(self, optimizer: Any) -> float | None:
+        """Share of the numbers of an optimizer that are frozen and that it stepped before it was first seen.
+
+        Of those it has a state by then. None where there are none, and between the steps at which that is looked at.
+        """
+        held = [p for group in optimizer.param_groups for p in group["params"]] if self._looks_at(optimizer) else []
+        if held and optimizer not in self._frozen:
+            state = getattr(optimizer, "state", {})
+            self._frozen[optimizer] = [p for p in held if not p.requires_grad and state.get(p)]
+        first = self._frozen.get(optimizer)
+        if not first or not held:
+            return None
+        frozen = sum(p.numel() for p in first if not p.requires_grad)
+        return frozen / max(1, frozen + sum(p.numel() for p in held if p.requires_grad))
+
+    def _looks_at(self, optimizer: Any) -> bool:
+        return optimizer not in self._frozen or (self.rewrites.due and bool(self._frozen[optimizer]))
 
     def after_step(self, run: RunAccumulators, rate: float) -> None:
         """It has stepped, at this rate: has that changed anything? Nothing where all of the model is frozen."""

@@ -83,6 +83,12 @@ SIGNALS = (
         "autograd's count, which leaves out `p.data`; on a CPU also by some of their numbers.",
     ),
     _host(
+        "refrozen_ratio",
+        "Share of an optimizer's numbers that require no gradient though it had a state of them, of earlier steps, "
+        "when it was first seen.",
+        "ratio",
+    ),
+    _host(
         "evaluation_mode_ratio",
         "Share of the layers with dropout or batch norm in evaluation mode in training: 1 after `model.eval()`, else "
         "of parts left in it.",

@@ -71,6 +71,7 @@ SCENARIOS = {
     "PartWithoutGradient": Scenario("missing a", [0.0] * 100, [1.0] * 24),
     "PartLostGradient": Scenario("parted a", [0.0] * 100, [1.0] * 60, {"activation a": 1.0}),
     "ParametersNotInOptimizer": Scenario("unheld a", [0.0] * 100, [1.0] * 24),
+    "FrozenInOptimizer": Scenario("refrozen", [0.0] * 100, [1.0] * 24),
     "ParametersNotRegistered": Scenario("unregistered a", [0.0] * 100, [1.0] * 24),
     "GradientsAccumulate": Scenario("kept", [0.0] * 100, [1.0] * 5),
     "EvalModeInTraining": Scenario("evaluating", [0.0] * 100, [1.0] * 5),

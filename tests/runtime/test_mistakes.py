@@ -447,6 +447,31 @@ def test_probabilities_are_told_beside_mixed_labels(tmp_path):
         assert ("DoubleSoftmax" in named) == softmax
 
 
+@pytest.mark.parametrize(
+    ("trained_before", "frozen_at", "told"),
+    [(True, 0, True), (False, 0, False), (True, 20, False), (True, None, False)],
+    ids=["after a resume", "from the start", "in the middle of the run", "never"],
+)
+def test_a_part_that_a_resume_freezes_again_is_told(trained_before, frozen_at, told, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model[0].requires_grad_(trained_before)
+    for _ in range(3):
+        optimizer.zero_grad()
+        _guess(model).backward()
+        optimizer.step()
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for step in range(90):
+        if step == frozen_at:
+            model[0].requires_grad_(False)
+        optimizer.zero_grad()
+        _guess(model).backward()
+        optimizer.step()
+    watch.detach()
+    assert ("FrozenInOptimizer" in {cause.name for cause in analyze(watch.run_dir).diagnosis.causes}) == told
+
+
 @pytest.mark.parametrize("by", ["load_state_dict", "data"])
 def test_what_the_program_writes_into_weights_is_seen(by, tmp_path):
     """Also where it writes the same numbers, if autograd counts it; what the optimizer writes does not count."""

@@ -161,6 +161,7 @@ def features() -> tuple[Feature, ...]:
         PartFeature(
             "gradient_missing", "Share of all trained numbers that have never had a gradient, over all layers."
         ),
+        LastingFeature("refrozen_ratio", above=0.01),
         LastingFeature("unoptimized_ratio"),
         LastingFeature("unregistered_ratio"),
         LastingFeature("gradients_kept_ratio", above=0.5),
@@ -245,6 +246,25 @@ RULES: tuple[Rule, ...] = (
             "With activation checkpointing of frozen inputs: use_reentrant=False, or make the inputs require "
             "gradients.",
             "If the part should not be trained, set requires_grad to False.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="FrozenInOptimizer",
+        title="A part that was trained before is frozen",
+        family="refrozen_ratio",
+        summary="A part of the model that the optimizer trained before, as its state says, is frozen since the run was "
+        "resumed.",
+        description="{refrozen_ratio:.0%} of the numbers of an optimizer require no gradient, though it has a state of "
+        "earlier steps of them.",
+        thresholds=(lasting("warning", refrozen_ratio=0.01),),
+        abnormal=(Condition("refrozen_ratio", above=0.01),),
+        source="a hundredth of what is trained, or was; of a part that is frozen from the start an optimizer has no "
+        "state",
+        remedy=(
+            "Was the part thawed before the checkpoint, and does the set-up freeze it again (a callback that freezes "
+            "before training, a constructor)? Set requires_grad to True after the checkpoint is loaded.",
+            "If the part should be trained no longer, leave it out of the optimizer, or take no action.",
         ),
         fact=True,
     ),

@@ -53,6 +53,7 @@ INPUT_SPAN = host_accumulator("input_span_ratio")
 DERIVATIVE = host_accumulator("derivative_zero_ratio")
 CLASS_WEIGHT = host_accumulator("class_weight_ratio")
 UNCHANGED = host_accumulator("weights_unchanged_ratio")
+REFROZEN = host_accumulator("refrozen_ratio")
 ALIKE = host_accumulator("input_alike_ratio")
 LINEAR = host_accumulator("linear_layers")
 RANDOM = host_accumulator("random_numbers_repeated")
@@ -83,6 +84,8 @@ NOTED = (
     UNCHANGED, SCRAMBLED, LINEAR, UNTRAINED, RANDOM,
     UNCHANGED, SCRAMBLED, OVERLAP, CLASS_WEIGHT,
     UNCHANGED, SCRAMBLED, OVERLAP, CLASS_WEIGHT, INPUT_SPAN, DERIVATIVE,
+    UNITS, THROWN, REFROZEN, FIT, COMPARED_LOSS, INPUT_SPREAD, COMPARED_MEAN, COMPARED_DEVIATION,
+    UNCHANGED, SCRAMBLED,
 )  # fmt: skip
 SUMMED = (SPREAD, FIT, COMPARED_LOSS, DERIVATIVE)
 """Those that are a mean over the losses of the step, or over its derivatives."""

@@ -125,7 +125,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "gradient_norm_before_clip", "gradient_norm_nonfinite_total", "loss_scale", "logged_value",
         "router_dropped_ratio", "radial_update_ratio", "effective_step_size", "clip_limit", "loss_broadcast_factor",
         "target_out_of_range_ratio", "log_probability_off_ratio", "error_to_variance_ratio", "compared_loss",
-        "input_spread_ratio",
+        "input_spread_ratio", "refrozen_ratio",
         "input_alike_ratio", "input_rms", "update_lost_ratio", "gradient_missing_ratio",
         "gradient_missing_of_all_ratio", "gradient_lost_ratio",
         "gradient_lost_of_all_ratio", "unoptimized_ratio", "unregistered_ratio",
