@@ -29,21 +29,37 @@ EACH = 17
 class _InMemory:
     """Some numbers of weights in the memory of the host, which are read without asking a device.
 
-    `p.data.copy_(...)` changes them, and autograd does not count it.
+    `p.data.copy_(...)` and `p.data = ...` change them, and autograd does not count it.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter]) -> None:
-        mine = [(p, local(p.detach())) for p in weights]
-        mine = [(p, x) for p, x in mine if x.device.type == "cpu" and x.is_contiguous() and x.element_size() in BITS]
-        mine = [(p, x) for p, x in mine if x.dtype == mine[0][1].dtype][:: max(1, len(mine) // WITNESSES)]
-        self._held = [(x, x.data_ptr(), p, p.data_ptr()) for p, x in mine]
-        self._views = [x.view(-1)[:: x.numel() // EVEN | 1].view(BITS[x.element_size()]) for _, x in mine]
+        mine = [p for p in weights if _on_host(p)]
+        mine = [p for p in mine if p.dtype == mine[0].dtype]
+        self._held = mine[:: max(1, len(mine) // WITNESSES)]
+        self._sizes = [p.shape for p in self._held]
+        self._find()
+
+    def _find(self) -> None:
+        self._places = [p.data_ptr() for p in self._held]
+        flat = [p.detach().view(-1) for p in self._held]
+        self._views = [x[:: x.numel() // EVEN | 1].view(BITS[x.element_size()]) for x in flat]
 
     def read(self) -> Tensor | None:
-        """A copy of them; None if there are none, or if a weight lies elsewhere by now."""
-        if not self._held or any(x.data_ptr() != a or p.data_ptr() != b for x, a, p, b in self._held):
+        """A copy of them; None if there are none, or if a weight has another shape by now, or lies on a device."""
+        if not self._held:
             return None
+        if any(p.data_ptr() != place for p, place in zip(self._held, self._places, strict=True)):
+            same = all(p.shape == size for p, size in zip(self._held, self._sizes, strict=True))
+            if not same or not all(map(_on_host, self._held)):
+                return None
+            self._find()
         return torch.cat(self._views)
+
+
+def _on_host(p: nn.Parameter) -> bool:
+    x = p.detach()
+    plain = is_plain(x) and not hasattr(x, "_local_tensor") and x.device.type == "cpu" and x.is_contiguous()
+    return plain and x.element_size() in BITS and x.data_ptr() != 0
 
 
 class Rewrites:

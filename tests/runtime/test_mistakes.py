@@ -472,7 +472,7 @@ def test_a_part_that_a_resume_freezes_again_is_told(trained_before, frozen_at, t
     assert ("FrozenInOptimizer" in {cause.name for cause in analyze(watch.run_dir).diagnosis.causes}) == told
 
 
-@pytest.mark.parametrize("by", ["load_state_dict", "data"])
+@pytest.mark.parametrize("by", ["load_state_dict", "data", "other data"])
 def test_what_the_program_writes_into_weights_is_seen(by, tmp_path):
     """Also where it writes the same numbers, if autograd counts it; what the optimizer writes does not count."""
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -482,6 +482,9 @@ def test_what_the_program_writes_into_weights_is_seen(by, tmp_path):
         if step == 7 and by == "data":
             for parameter in model.parameters():
                 parameter.data.copy_(torch.randn_like(parameter))
+        elif step == 7 and by == "other data":
+            for parameter in model.parameters():
+                parameter.data = torch.randn_like(parameter)
         elif step == 7:
             model.load_state_dict({name: x.clone() for name, x in model.state_dict().items()})
         optimizer.zero_grad()

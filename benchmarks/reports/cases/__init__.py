@@ -28,6 +28,7 @@ from benchmarks.reports.cases import (
     public_values,
     public_values_more,
     public_loops,
+    public_loops_again,
     public_loops_more,
     siblings_again,
     siblings_loops,
@@ -53,7 +54,7 @@ __all__ = [
     "policy", "precision", "public_again", "public_values",
     "public_values_more",
     "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "modes", "nonfinite",
-    "policy", "precision", "public_loops", "public_loops_more",
+    "policy", "precision", "public_loops", "public_loops_again", "public_loops_more",
     "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
     "world_again", "world_loops", "world_loops_again", "world_loops_more", "world_values", "world_values_more",
 ]  # fmt: skip
