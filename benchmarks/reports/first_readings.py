@@ -56,6 +56,7 @@ CASES = (
     FirstReading("world_loops_again", 6, 6, 6, (0, 0), (0, 1450), siblings=True),
     FirstReading("misses_again", 11, 10, 9, (0, 0), (0, 2800), siblings=True),
     FirstReading("public_loops, public_loops_more", 18, 14, 11, (0, 1), (0, 4190)),
+    FirstReading("public_loops_again", 8, 7, 6, (0, 0), (0, 2030), siblings=True),
 )
 HEALTHY = (
     FirstHealthy("unseen", (16, 4980), note="13 where the data change"),
