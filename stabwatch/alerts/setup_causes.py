@@ -17,6 +17,8 @@ REST, GROWN = 0.5, 1.5
 """Share of the loss that its cross-entropy is below, and the rest over all of the loss before: another term grows."""
 ITSELF, MORE_THAN_A_GUESS = 10.0, 10.0
 """A cross-entropy so many times all of the loss before, and so high (a guess among 22,026 classes), grows itself."""
+THROWN = 0.2
+"""Of the weights in one update of the median layer: they are thrown away, and a penalty on them follows."""
 CUT = 100.0
 """Gradient norm over the limit of clipping: far more than a usual gradient is cut."""
 GREW = 20.0
@@ -116,6 +118,8 @@ def _term_grows(e: Evidence) -> Found | None:
     alerts, now = e.of("LossShift", "LossDivergence"), e.memory.context
     loss, tokens = now.get("loss", 0.0), now.get("token_loss", 0.0)
     if not alerts or e.of("TargetsRunAway", "LossWithoutBound", "NonFinite") or not 0 < tokens < REST * loss < math.inf:
+        return None
+    if any(peak.step <= alerts[0].step and peak.ratio >= THROWN for peak in e.memory.update_peaks):
         return None
     before = alerts[0].context.get("loss_at_onset", math.inf)
     if loss - tokens < GROWN * before or tokens > max(ITSELF * before, MORE_THAN_A_GUESS):
