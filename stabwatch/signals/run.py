@@ -79,13 +79,12 @@ SIGNALS = (
     ),
     _host(
         "weights_written",
-        "Whether the program wrote into weights between the last optimizer step and the next forward: 1, or 0. By "
-        "autograd's count, which leaves out `p.data`; on a CPU also by some of their numbers.",
+        "Whether the program wrote into weights since the last optimizer step: 1, or 0; through `p.data` it is seen on "
+        "a CPU only.",
     ),
     _host(
         "refrozen_ratio",
-        "Share of an optimizer's numbers that require no gradient though it had a state of them, of earlier steps, "
-        "when it was first seen.",
+        "Share of an optimizer's numbers that are frozen, and that it had stepped before it was first seen.",
         "ratio",
     ),
     _host(
