@@ -21,6 +21,8 @@ SHARE = 0.25
 """Least share of the records at the best level that are as high."""
 APART = 2.0
 """Ratio of two levels between which a loss goes to and fro."""
+GAINED = 4.0
+"""Ratio of what a reward gains later to what it had lost, from which that was of its beginning."""
 
 
 def segment_of(incident: Incident, found: Sequence[RunSegment]) -> RunSegment | None:
@@ -89,10 +91,27 @@ def _came_back(incident: Incident, found: Sequence[RunSegment]) -> str:
     return f"{incident.text} It was {later[at]:.4g} at step {told.steps[~before][at]}, lower than ever before."
 
 
+def _gained_far_more(incident: Incident, found: Sequence[RunSegment]) -> str:
+    """What to say of a fall of the reward that is small beside what it gains after it; empty for others."""
+    segment = segment_of(incident, found)
+    reward = None if segment is None else next((c for c in segment.columns if c.name == incident.signal), None)
+    if reward is None or incident.last_step is None:
+        return ""
+    start, stop = np.searchsorted(reward.steps, (incident.first_step, incident.last_step + 1))
+    before, during, after = reward.values[:start], reward.values[start:stop], reward.values[stop:]
+    if not (len(before) and len(during) and len(after) >= PART and np.isfinite(reward.values).all()):
+        return ""
+    low, later = float(np.median(during)), float(np.median(after[-PART:]))
+    if later - low < GAINED * (float(before.max()) - low):
+        return ""
+    return f"{incident.text} It rose to {later:.4g} after that: a wave before the policy had learned anything."
+
+
 WITHDRAWN: dict[str, Callable[[Incident, Sequence[RunSegment]], str]] = {
     "LearningRateZero": _never_above_zero,
     "LossConstant": _too_coarse,
     "LossDivergence": _was_as_high,
     "Overfitting": _came_back,
+    "RewardCollapse": _gained_far_more,
 }
 """By rule: what to say of an incident that is none; empty if the whole run does not show that."""

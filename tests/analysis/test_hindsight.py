@@ -297,6 +297,17 @@ def test_a_rise_before_the_lowest_validation_is_information():
     assert not found.is_problem and "0.28 at step 119, lower than ever before" in found.text
 
 
+@pytest.mark.parametrize(("later", "problem"), [(8.0, False), (-7.0, True)])
+def test_a_fall_of_the_reward_before_anything_was_learned_is_information(later, problem):
+    run = run_of(other__reward=[-7.5] * 60 + [-7.9] * 40 + np.linspace(-7.9, later, 100).tolist() + [later] * 40)
+    told = Incident(
+        condition="RewardCollapse", severity="warning", first_step=60, last_step=99, records=40, signal="reward",
+        confidence="likely", text="The reward is -7.9.",
+    )  # fmt: skip
+    (found,) = in_hindsight(run, [told], watched=False).incidents
+    assert found.is_problem == problem and ("before the policy had learned" in found.text) != problem
+
+
 @pytest.mark.parametrize(("name", "problem"), [("loss_gen", False), ("loss", True)])
 def test_what_a_rule_says_of_a_generator_that_came_back_is_information(name, problem):
     run = run_of(**{f"loss__{name}": 1 + 0.2 * np.random.default_rng(0).standard_normal(300)})

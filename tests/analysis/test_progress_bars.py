@@ -90,3 +90,18 @@ def test_an_only_epoch_is_one_record(judged) -> None:
     found = judged("".join(f"{stamp.format(i)}{line}\n" for i, line in enumerate(lines)))
     assert (found.records, found.first_step, found.last_step) == (1, 0, 0)
     assert found.diagnosis.verdict.startswith("The loss is NaN at epoch 0")
+
+
+@pytest.mark.parametrize("heading", ["", "--- epoch {e} ---\n"], ids=["in the bar", "below it"])
+def test_values_below_the_full_bars_of_an_epoch_are_its_record(judged, heading) -> None:
+    bars = (
+        "[train]{at}: 100%|##########| 196/196 [00:08<00:00, 22.81it/s]\n[test]: 100%|##########| 40/40 [00:01<00:00]\n"
+    )
+    text = "".join(
+        bars.format(at="" if heading else f" Epoch {e}/9")
+        + heading.format(e=e)
+        + f"train loss : {3 - e / 9:.4f}\nlr : 0.001\n"
+        for e in range(1, 9)
+    )
+    found = judged(text + bars.format(at="" if heading else " Epoch 9/9") + heading.format(e=9) + "train loss : nan\n")
+    assert [(i.condition, i.first_step) for i in found.incidents] == [("NonFinite", 9)]

@@ -54,13 +54,15 @@ def find(segment: RunSegment) -> list[Incident]:
     if segment.fresh and high[0]:  # a bad start, up to the first usual record
         high[: int(np.argmin(high))] = False
     at = np.flatnonzero(high)
-    if not len(at) or usual == 0 or bool(high[at[0] :].all()):
+    lasts = len(at) > 0 and bool(high[at[0] :].all())
+    if not len(at) or usual == 0 or (lasts and loss.values[at].min() >= 0):
         return []
     first, last, worst = int(at[0]), int(at[-1]), int(at[np.argmax(sizes[at])])
     what = "One record of it is" if len(at) == 1 else f"{number_of(len(at))} of it are"
+    where = "and stays there to the end" if lasts else "in single records"
     return [
         Incident(
-            condition="LossSpike",
+            condition="LossDivergence" if lasts else "LossSpike",
             severity="warning",
             first_step=int(loss.steps[first]),
             last_step=None if last == len(loss) - 1 else int(loss.steps[last]),
@@ -69,7 +71,7 @@ def find(segment: RunSegment) -> list[Incident]:
             confidence="likely",
             line=int(loss.lines[first]),
             text=(
-                f"The {segment.loss_name} explodes in single records: {loss.values[worst]:.4g} at step "
+                f"The {segment.loss_name} explodes {where}: {loss.values[worst]:.4g} at step "
                 f"{loss.steps[worst]}, where {usual:.4g} is usual. {what} beyond ten thousand times that: a division "
                 f"by nearly 0, a number that overflows, or a broken example."
             ),

@@ -86,6 +86,8 @@ class Parser:
         self._ends: dict[int, int | None] | None = {}
         """Epoch by step, if each record is the last or the only one of its epoch, always at the same step."""
         self._only: int | None = None
+        self._full = False
+        """Whether the last step is the end of a bar."""
         self._whole = True
         """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
         self._above = steps_are_below(head)
@@ -199,16 +201,19 @@ class Parser:
         elif step is not None:
             if values or not template.of_epoch or step >= self._raw:  # otherwise the progress bar of an evaluation
                 self._updates = self._updates or not template.of_environment
+                self._full = template.of_epoch and step == count(numbers, template.length)
                 self._step(line, step, template.of_epoch, values)
         elif values:
             self._without_step(line, template, values)
         length = count(numbers, template.length)
         self._length = self._length if length is None else length
         told = any(role_of(key) != "other" for key in values)  # not only the time that is left
-        if step is None and self._at == line - 1 and self._raw == self._length:
-            step = self._raw  # the record of a bar goes on in the next line
+        goes_on = step is None and self._full and line - self._at <= _NEAR  # the record of a bar goes on below
+        step = self._raw if goes_on else step
         if told and step is not None and self._ends is not None and not template.evaluates:
-            whole = (template.of_epoch and step == length) or (epoch is not None and self._only in (None, step))
+            whole = (
+                goes_on or (template.of_epoch and step == length) or (epoch is not None and self._only in (None, step))
+            )
             whole = whole and (self.epoch is not None or not self._ends)
             self._only, self._ends = step, {**self._ends, self._offset + step: self.epoch} if whole else None
 
@@ -241,6 +246,7 @@ class Parser:
         if self._raw >= 0 and line - self._at <= _NEAR and not ended:
             if not self._keys & values.keys():
                 self._keys |= values.keys()
+                self._with_values = self._raw if self._full else self._with_values
                 self.builder.add(self._offset + self._raw, line, values)
             elif self._remarked != line and self.builder.turns_nan(values):  # a summary, whose NaN is told
                 self.builder.add(self._offset + self._raw, line, values, new=True)

@@ -92,7 +92,8 @@ _EVALUATED = {
 """Names of losses if they follow `eval`."""
 _BOOSTED = re.compile(
     r"(?:cv-)?(?:(train(?:ing)?)|(?:test|eval|valid(?:ation)?)(?:_\d+)?)(?:-|'s_)"
-    r"(?:l1|l2|mae|mape|m?error|m?logloss|huber|quantile|poisson\w*|gamma\w*|tweedie\w*)"
+    r"(?:l1|l2|mae|mape|r?mse|rmsle|m?error|(?:m|binary_|multi_)?logloss|cross_?entropy|huber|quantile|poisson\w*|gamma\w*"
+    r"|tweedie\w*)(?:-mean)?"
 )
 """XGBoost's and LightGBM's metrics that fall: `train-error`, `valid_0's l2`."""
 _LOSS_ORDER = (
@@ -155,7 +156,7 @@ _POLICY = re.compile(
 )
 """Quantities of reinforcement learning that are no losses."""
 _FITTED = re.compile(
-    r"(?:(?:train|training|total|mean|avg|average|current|final|last)_)?(?:total|err(?:or)?|obj(?:ective)?|m[sa]e|rmse|energy|elbo|misfit|nelbo|recon\w*"
+    r"(?:(?:train|training|total|mean|avg|average|current|final|last)_)?(?:total|err(?:or)?|obj(?:ective)?|m[sa]e|rmse|energy|elbo|lower_?bound|misfit|nelbo|recon\w*"
     r"|residual|j)|objective_(?!acc|score|kl)\w{1,12}"
 )
 _SCORE = re.compile(r"(?:^|[/_ -])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?|psnr|ssim)$")

@@ -16,13 +16,14 @@ _COMMON = (
     rb"\[\d\d:\d\d:\d\d\] +(?=\S)",
     rb"(?:<\d+>)?" + _MONTHS + rb" +\d{1,2} \d\d:\d\d:\d\d(?:\.\d+)? [\w.-]+ [\w./-]+(?:\[\d+\])?: ",
     rb"(?:stdout|stderr) [FP] ",
+    rb"\d{1,6}\.\d+s(?: \| \d{1,8} \| |[ \t]+\d{1,8}[ \t])",
     rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ",
     _LEVELS + rb":[\w.-]+:",
     rb"(?:- )?[\w.]+ - " + _LEVELS + rb" - ",
     rb"(?:\| +)?" + _LEVELS + rb" +\| [\w.<>]+:[\w.<>]+:\d+ - ",
     rb"\[[\w.]+\]\[" + _LEVELS + rb"\] - ",
 )
-"""Prefixes with a time and a logger: ISO 8601, syslog, Kubernetes (CRI), glog, and Python's logging with
+"""Prefixes with a time and a logger: ISO 8601, syslog, Kubernetes (CRI), Kaggle, glog, and Python's logging with
 `logging.basicConfig`, common formats, loguru and Hydra."""
 _WRITERS = (
     rb"\[(?=[^\]\n]*[A-Za-z])(?:pod/|[\w.-]*/)[\w./-]*\] ",

@@ -243,7 +243,7 @@ def _evaluates(cells: list[str], at: int) -> bool:
 def _cell(cells: list[str], at: int | None) -> float | None:
     if at is None or at >= len(cells):
         return None
-    text = cells[at].strip()
+    text = cells[at].strip().removesuffix(":")  # `1200: 2.5`
     return number(text) if text else None
 
 

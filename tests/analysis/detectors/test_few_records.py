@@ -91,3 +91,10 @@ def test_words_that_are_all_wrong_and_inserted_ones():
     wer = {"other__train-WER": [100.33, 100.73, 102.58]}
     assert [kind for kind, _ in _told(run_of(loss=[78.5, 80.9, 81.5], **wer))] == ["NotLearning"]
     assert not _told(run_of(loss=[78.5, 70.9, 61.5], **wer))
+
+
+@pytest.mark.parametrize("end", [[-1.5e25, -4e40], [-1.5e25]])
+def test_a_lower_bound_that_explodes_below_zero(end):
+    bound = [-521.7, -517.4, -514.9, -512.9, -511.2]
+    assert _told(run_of(loss__Lowerbound=bound + end)) == [("LossDivergence", 5)]
+    assert not _told(run_of(loss__Lowerbound=[*bound, -520.0]))

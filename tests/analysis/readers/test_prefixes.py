@@ -32,6 +32,8 @@ PREFIXES = {
     "syslog": "Mar  4 05:06:{s:02} node7 python[4711]: ",
     "syslog with a priority": "<14>Mar 14 05:06:{s:02} node7 slurmd: ",
     "CRI": "2026-03-04T05:06:{s:02}.123456789Z stdout F ",
+    "Kaggle": "12.{s}s\t{s}\t",
+    "Kaggle, pasted": "12.{s}s | {s} | ",
     "kubectl": "[pod/train-0/pytorch] ",
     "kubectl with times": "[pod/train-0/pytorch] 2026-03-04T05:06:{s:02}.123Z ",
     "Docker Compose": "trainer-1  | ",

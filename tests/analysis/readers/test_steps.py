@@ -29,6 +29,7 @@ OWN = {
     "a count and a bar": "{s} | loss {l:.4f} | lr 5.0e-05 | 8060.78ms | mfu 0.21%",
     "a count in brackets": "[{s}] model_loss {l:.4f} / model_grad_norm 0.5",
     "a count in brackets of boosting": "[{s}]\ttrain-rmse:{l:.4f}\teval-rmse:0.95",
+    "LightGBM's": "[{s}]\ttraining's rmse: {l:.4f}\tvalid_1's rmse: 0.95",
     "a count and a colon": "{s}: loss {l:.4f}",
     "bold": "**Step {s}** *loss*: **{l:.4f}** `lr`: `1e-4`",
     "a count behind the name": "Train loss {s} {l:.6f} Grad Norm 0.5 3.99s/it",

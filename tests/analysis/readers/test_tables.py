@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from stabwatch.analysis.readers import read_log
@@ -45,6 +47,7 @@ WRITTEN = {
     "a comment before it": "# written by a script\n" + _table(),
     "a comment as the header": _table(" ", head=("# step", "loss", "lr")),
     "blanks": _table("   "),
+    "colons behind the steps": re.sub(r"(?m)^(\w+)\t", r"\1:\t", _table("\t")),
     "trailing rules": _table().replace("\n", "\n----------\n", 1),
 }
 
