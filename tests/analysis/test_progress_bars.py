@@ -105,3 +105,32 @@ def test_values_below_the_full_bars_of_an_epoch_are_its_record(judged, heading) 
     )
     found = judged(text + bars.format(at="" if heading else " Epoch 9/9") + heading.format(e=9) + "train loss : nan\n")
     assert [(i.condition, i.first_step) for i in found.incidents] == [("NonFinite", 9)]
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["drawn once", "drawn twice"])
+def test_full_bars_without_an_epoch_are_one_epoch_each(judged, times) -> None:
+    bar = "100%|##########| 938/938 [00:10<00:00, 92.5it/s, loss={}]\n"
+    losses = [f"{3 - e / 9:.4f}" for e in range(1, 9)] + ["nan"]
+    found = judged("".join(bar.format(loss) * times for loss in losses))
+    assert found.last_step == 9
+    assert [(i.condition, i.first_step) for i in found.incidents if i.is_problem] == [("NonFinite", 9)]
+
+
+@pytest.mark.parametrize("score", [0.0, 0.2])
+def test_the_summary_of_coco_has_the_scores_of_an_evaluation(judged, score) -> None:
+    summary = (
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = {s:.3f}\n"
+        " Average Precision  (AP) @[ IoU=0.50      | area=   all | maxDets=100 ] = {s:.3f}\n"
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = -1.000\n"
+        " Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = 0.001\n"
+    )
+    epochs = (f"Epoch {e} loss: {1 + 1 / e:.4f}\n" + summary.format(s=score) for e in range(1, 9))
+    told = [i for i in judged("".join(epochs)).incidents if i.is_problem]
+    assert [i.condition for i in told] == ([] if score else ["NotLearning"])
+    assert score or "'val/AP', 'val/AP_50'" in told[0].text
+
+
+def test_a_loss_that_is_exactly_0_in_the_second_of_two_records(judged) -> None:
+    dicts = "{{'loss': 2.0412, 'learning_rate': 4e-05, 'epoch': 0.01}}\n{{'loss': {}, 'epoch': 0.03}}\n"
+    assert [i.condition for i in judged(dicts.format("0.0")).incidents if i.is_problem] == ["LossTooGood"]
+    assert judged(dicts.format("1.9")).calm

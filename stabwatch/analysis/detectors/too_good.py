@@ -66,7 +66,7 @@ def find(segment: RunSegment) -> list[Incident]:
     if not values.any() and (nothing or len(values) >= (PARTS if empty or first else ALL)) and loss.role == "loss":
         return [_always(loss, nothing)]
     if len(values) < FEWEST:
-        return []
+        return _last(loss) if len(values) > 1 else []
     fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1
     for i in [*range(1, min(WITHIN + 1, len(values))), *fell.tolist()]:
         if values[i] * BELOW_FIRST > values[0]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.cell_tables import CellTables
+from stabwatch.analysis.readers.epoch_ends import EpochEnds
 from stabwatch.analysis.readers.fractions import Fractions
 from stabwatch.analysis.readers.lines_above import HEADING, LinesAbove
 from stabwatch.analysis.readers.nameless import Row, cells_of, columns_of, is_odd, lone_tensor, nameless
@@ -24,7 +25,6 @@ from stabwatch.analysis.readers.unstepped import (
     add_before,
     add_to,
     counts_records,
-    epochs_of,
     instructs,
     left_out,
 )
@@ -83,11 +83,7 @@ class Parser:
         """Whether the last heading was of an evaluation."""
         self._remarked = -1  # the last line that is a remark
         self._length: int | None = None  # steps of an epoch, if the log says how many there are
-        self._ends: dict[int, int | None] | None = {}
-        """Epoch by step, if each record is the last or the only one of its epoch, always at the same step."""
-        self._only: int | None = None
-        self._full = False
-        """Whether the last step is the end of a bar."""
+        self._ends = EpochEnds()
         self._whole = True
         """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
         self._above = steps_are_below(head)
@@ -201,21 +197,18 @@ class Parser:
         elif step is not None:
             if values or not template.of_epoch or step >= self._raw:  # otherwise the progress bar of an evaluation
                 self._updates = self._updates or not template.of_environment
-                self._full = template.of_epoch and step == count(numbers, template.length)
+                self._ends.at_end = template.of_epoch and step == count(numbers, template.length)
                 self._step(line, step, template.of_epoch, values)
         elif values:
             self._without_step(line, template, values)
         length = count(numbers, template.length)
         self._length = self._length if length is None else length
         told = any(role_of(key) != "other" for key in values)  # not only the time that is left
-        goes_on = step is None and self._full and line - self._at <= _NEAR  # the record of a bar goes on below
-        step = self._raw if goes_on else step
-        if told and step is not None and self._ends is not None and not template.evaluates:
-            whole = (
-                goes_on or (template.of_epoch and step == length) or (epoch is not None and self._only in (None, step))
-            )
-            whole = whole and (self.epoch is not None or not self._ends)
-            self._only, self._ends = step, {**self._ends, self._offset + step: self.epoch} if whole else None
+        ends = template.of_epoch and step == length
+        if step is None and self._ends.at_end and line - self._at <= _NEAR:
+            step, ends = self._raw, True  # the record of a bar goes on below
+        if told and step is not None and not template.evaluates:
+            self._ends.add(step, self._offset + step, self.epoch, ends=ends, told=epoch is not None)
 
     def _strays(self, template: Template, step: int) -> bool:
         """Whether the step of a line that tells nothing is far from those of lines that do: it is in prose, or of
@@ -246,7 +239,7 @@ class Parser:
         if self._raw >= 0 and line - self._at <= _NEAR and not ended:
             if not self._keys & values.keys():
                 self._keys |= values.keys()
-                self._with_values = self._raw if self._full else self._with_values
+                self._with_values = self._raw if self._ends.at_end else self._with_values
                 self.builder.add(self._offset + self._raw, line, values)
             elif self._remarked != line and self.builder.turns_nan(values):  # a summary, whose NaN is told
                 self.builder.add(self._offset + self._raw, line, values, new=True)
@@ -279,7 +272,8 @@ class Parser:
         later = self._whole and self.epoch is not None and began is not None and self.epoch > began
         if self._whole and of_epoch and step == self._raw and None not in (self.epoch, self._epoch_of_step):
             later = self.epoch != began  # the only record of another epoch, also where training begins again
-        ended = of_epoch and self.epoch is None and self._raw == self._length and step < self._raw
+        of_bar = of_epoch and self.epoch is None and self._raw == self._length
+        ended = of_bar and (step < self._raw or (step == self._raw and self._ends.is_another(values)))
         self._passed += later and step > self._raw
         if ended or (later and step <= self._raw and self._passed < _PASSED):
             known = self._length is not None and self._length >= self._raw
@@ -291,6 +285,7 @@ class Parser:
             self._apart = step - self._with_values
         if values:
             self._with_values = step
+            self._ends.draw(values, self.epoch)
         if values or not self._step_estimated or step != self._raw:
             again = step == self._raw and self._epoch_of_step == self.epoch and not new
             self._keys = set(values) | (self._keys if again else set())
@@ -388,7 +383,7 @@ class Parser:
             what = "line" if self.others == 1 else "lines"
             notes.append(f"Of ranks other than {self.rank}, {self.others} {what} left out.")
         notes += self._end_repeated()
-        ends = epochs_of(self._ends or {})
+        ends = self._ends.epochs()
         if len(set(ends.values())) == len(ends) > 1 and self.builder.renumber(ends):
             self.builder.unit = "epoch"
             notes.append("One record per epoch: epochs count.")

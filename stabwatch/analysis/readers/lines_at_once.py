@@ -57,6 +57,9 @@ class RunsParser(Parser):
         if len(lengths):
             self._length = int(lengths[count - 1])
         self._step_estimated = False
+        self._ends.at_end = template.of_epoch and self._length == int(whole[count - 1])
+        if values:
+            self._ends.draw({key: float(column[-1]) for key, column in values.items()}, self.epoch)
         self._at = int(lines[count - 1])
         if len(new) and not values:
             self._raw, self._epoch_of_step, self._keys = int(whole[count - 1]), self.epoch, set()
@@ -72,7 +75,7 @@ class RunsParser(Parser):
     def _within_epoch(self, template: Template, epochs: Floats, lengths: Floats) -> int:
         """How many of some lines of a progress bar belong to the epoch of the record before them."""
         slash = template.epoch is not None and template.texts[template.epoch + 1].strip() == "/"
-        ends = self._ends is not None and bool(template.values)
+        ends = self._ends.possible and bool(template.values)
         if ends or template.evaluates or slash or self._raw < 0 or self._epoch_of_step != self.epoch:
             return 0
         if template.epoch is not None and self.epoch is None:

@@ -159,7 +159,9 @@ _FITTED = re.compile(
     r"(?:(?:train|training|total|mean|avg|average|current|final|last)_)?(?:total|err(?:or)?|obj(?:ective)?|m[sa]e|rmse|energy|elbo|lower_?bound|misfit|nelbo|recon\w*"
     r"|residual|j)|objective_(?!acc|score|kl)\w{1,12}"
 )
-_SCORE = re.compile(r"(?:^|[/_ -])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?|psnr|ssim)$")
+_SCORE = re.compile(
+    r"(?:^|[/_ -])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|m?ap(?:_?(?:50|75)(?:_95)?)?|psnr|ssim)$"
+)
 _HYPERPARAMETER = re.compile(r"coef|scale|weight|target|threshold|penalty|factor|discount|normali[sz]e|clip_?range")
 _PERPLEXITY = re.compile(r"(?:^|[/_ ])(?:ppl|perplexity)(?:[/_ ]|$)")
 _MEASURED = re.compile(r"kl(?:_|$)|clip_?frac|variance|entropy|(?:mean|std|values?|rate|norm|acc|accuracy)$")

@@ -27,6 +27,11 @@ _YOLO = re.compile(r"\s*all\s+\d+\s+\d+" + r"\s+(\d\S*|nan)" * 4 + r"(?:\s+(?:\d
 """The scores of all classes, as the YOLO trainers print them under `Class Images Instances P R mAP50 mAP50-95`."""
 SCORES = ("val/precision", "val/recall", "val/mAP50", "val/mAP50_95")
 """Their names."""
+_COCO = re.compile(
+    r"\s*Average (?:Precision|Recall)\s+\((A[PR])\) @\[ ?IoU=([\d.]+)(:[\d.]+)?\s*\|\s*area=\s*(\w+)\s*\|"
+    r"\s*maxDets=\s*\d+\s*\] ?= (-?\d\S*|nan)\s*"
+)
+"""A line of COCO's evaluation."""
 _NUMBERS = r"[-+\d.einaf]+(?:, [-+\d.einaf]+){0,63}"
 _OF_ALL = re.compile(r"\bProcess (?=\d+/\d+ )")
 """The word before its batches."""
@@ -146,6 +151,9 @@ def rewritten(text: str) -> str:
     scores = _YOLO.fullmatch(text) if "all " in text[:40] else None
     if scores:
         return ", ".join(f"{name}: {value}" for name, value in zip(SCORES, scores.groups(), strict=True))
+    if "IoU=" in text and (coco := _COCO.fullmatch(text)):
+        at = "" if coco[3] else f"_{round(100 * float(coco[2]))}"
+        return f"val/{coco[1]}{at}{'' if coco[4] == 'all' else f'/{coco[4]}'}: {coco[5]}"
     if " -> " in text:
         text = _ARROW.sub(": ", text)
     if "bucket " in text:

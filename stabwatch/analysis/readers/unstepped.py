@@ -35,14 +35,6 @@ def instructs(template: Template, step: int) -> bool:
     return template.texts[at].strip(" *_#-").lower() == "step" and _INSTRUCTS.match(template.texts[at + 1]) is not None
 
 
-def epochs_of(ends: dict[int, int | None]) -> dict[int, int]:
-    """Epochs by step. The first may be missing, where an excerpt begins with a record: it is the one before."""
-    first, rest = next(iter(ends), None), [epoch for epoch in ends.values() if epoch is not None]
-    if first is not None and ends[first] is None and rest and rest[0] > 0:
-        ends = {**ends, first: rest[0] - 1}
-    return {step: epoch for step, epoch in ends.items() if epoch is not None}
-
-
 def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
     """Add records without steps: epochs count if they number them, otherwise the records do. Returns a note."""
     records = without_copies(records)
