@@ -47,8 +47,8 @@ GUESSES = 6
 """Fewest records of a loss of guessing in an excerpt; four, if each is one epoch."""
 FEW = 4
 """Fewest records of a loss and an accuracy that do not change."""
-STILL = 1e-3
-"""Largest change of such a loss, relative to its level."""
+STILL, FROZEN = 1e-3, 5e-3
+"""Largest change of such a loss, relative to its level, and of one whose gradient norm is 0."""
 CAP = math.exp(100) * (1 - 1e-6)
 """OpenNMT's largest perplexity: that of guessing is the number of words."""
 BOUNDS = (
@@ -100,9 +100,11 @@ def _reason_of_few(segment: RunSegment, loss: Column) -> str:
         )
     norm, rate = segment.of("grad_norm"), segment.of("learning_rate")
     moves = rate is not None and bool(rate.values.any())
-    if norm is not None and not norm.values.any() and moves and flat and len(loss) >= UNMOVED_BY <= len(norm):
+    norms = np.zeros(0) if norm is None else norm.values[np.isfinite(norm.values)]
+    frozen = float(np.ptp(loss.values)) <= FROZEN * level(loss.values)
+    if moves and frozen and not norms.any() and len(loss) >= UNMOVED_BY <= len(norms):
         return (
-            f"The gradient norm is 0 in each of {number_of(len(norm))}, and the {segment.loss_name} stays at "
+            f"The gradient norm is 0 in each of {number_of(len(norms))}, and the {segment.loss_name} stays at "
             f"{loss.values[-1]:.4g}: nothing is learned. Are all parameters frozen, or is the loss detached?"
         )
     guessed = _guesses(segment, loss)

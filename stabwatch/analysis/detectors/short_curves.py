@@ -66,6 +66,11 @@ ALONE = 8.0
 """The same, if there is only one record before the explosion, or only one after."""
 ONLY_TWO = 12.0
 """The same for a log of two records."""
+MANY, BY = 7, 4.0
+"""Fewest records after one alone, and the same ratio then."""
+LEVEL, STEP, WIDTH, KEPT = 10, 1.6, 0.25, 0.97
+"""Fewest records after one alone that keep a level, the same ratio then, and of these records the largest scatter
+relative to that step, and the least ratio of their last third to the one before."""
 AGREES = 0.5
 """Largest spread of the records before an explosion, relative to the lowest."""
 DESCENT = 3.0
@@ -89,7 +94,7 @@ def explosion(values: Array) -> list[Excursion]:
         few = i == 1 or len(after) == 1
         agree, falls = top - low <= AGREES * low, i > 1 and bool((np.diff(before) < 0).all())
         few = few or (i == 2 and not agree)
-        grows = ALONE if few else GROWS if agree else DESCENT
+        grows = _from_one(after, top) if i == 1 else ALONE if few else GROWS if agree else DESCENT
         if not (agree or falls) or after.min() < STAYS * top or min(end, float(after[-1])) < grows * top:
             continue
         if _ebbs(after, top):
@@ -98,8 +103,19 @@ def explosion(values: Array) -> list[Excursion]:
         peak = i + int(np.argmax(after))
         while i < peak and values[i] < CALM * top and values[i + 1] >= LAST * values[i]:
             i += 1  # a small rise just before
-        return [Excursion(i, len(values), peak, base - shift, base, float(values[peak] / base) / GROWS, False)]
+        scale = min(base, end - base)
+        return [Excursion(i, len(values), peak, base - shift, scale, float(values[peak] / base) / GROWS, False)]
     return []
+
+
+def _from_one(after: Array, first: float) -> float:
+    """The ratio to the first record from which those after it have exploded: one alone says little of its level."""
+    if len(after) >= LEVEL:
+        third = len(after) // 3
+        late, middle = float(np.median(after[-third:])), float(np.median(after[-2 * third : -third]))
+        if late >= KEPT * middle and float(after[1:].std()) <= WIDTH * (late - first):
+            return STEP
+    return BY if len(after) >= MANY else ALONE
 
 
 def _ebbs(after: Array, top: float) -> bool:

@@ -19,6 +19,10 @@ VALIDATIONS, DIGITS = 4, 5
 """Fewest validations that are one number, and its fewest digits: with fewer, chance and rounding do it."""
 TWO, EXACT = 2, 8
 """Fewest validations, and fewest digits, of one that the training does not move wherever it is."""
+MARGINS = (0.1, 0.2, 0.25, 0.3, 0.5, 1.0, 2.0)
+"""Usual margins: the loss of triplets whose samples are all at one place."""
+AT_MARGIN, CLOSE = 5, 0.8
+"""Fewest validations at one, and the least share of it that the training loss has then."""
 TIMES, RECURS, PASS, WITHIN = 3, 4, 20, 0.9
 """Fewest passes over the data that print the same values, fewest and most of these, and the least share of the first
 that the last one is."""
@@ -47,6 +51,13 @@ def _one_validation(segment: RunSegment) -> list[Incident]:
     learned = loss is not None and len(loss) > 1 and float(loss.values[-1]) < LEARNED * float(loss.values[0])
     digits = digits_of(float(told.values[0]))
     exact = digits >= EXACT and loss is not None and len(loss) >= TWO
+    if _at_margin(told, loss):
+        text = (
+            f"The validation loss ('{told.name}') is {told.values[0]:g} in each of {number_of(len(told), 'validation')}"
+            f": that is a margin, the loss of samples that are all at one place or that are told apart no better than "
+            f"by chance." + how_sure(len(told), "likely")
+        )
+        return [to_the_end(told, 0, text, condition="NotLearning", signal=told.name)]
     if learned or not (exact or (segment.fresh and len(told) >= VALIDATIONS and digits >= DIGITS)):
         return []
     text = (
@@ -55,6 +66,15 @@ def _one_validation(segment: RunSegment) -> list[Incident]:
     )
     text += how_sure(len(told), "likely")
     return [to_the_end(told, 0, text, condition="NotLearning", signal=told.name)]
+
+
+def _at_margin(told: Column, loss: Column | None) -> bool:
+    """Whether all validations are a margin, beside a training loss that is printed with more digits."""
+    margin = float(told.values[0])
+    if loss is None or margin not in MARGINS or len(told) < AT_MARGIN or len(np.unique(loss.values)) < AT_MARGIN:
+        return False
+    fine = np.median([digits_of(float(value)) for value in loss.values]) >= 3
+    return bool(fine) and CLOSE * margin <= float(loss.values.min()) and float(loss.values[-1]) <= margin
 
 
 def _again_and_again(segment: RunSegment) -> list[Incident]:

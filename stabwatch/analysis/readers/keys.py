@@ -44,6 +44,8 @@ _LOSS_OF = re.compile(r"loss (?:of|for|on|in) (?!step\b|iter|epoch\b|batch\b)", 
 """`Loss of the value function`, `loss on the test set`."""
 _KL_BETWEEN = re.compile(r"KL (?:divergence )?between (?!step)", re.IGNORECASE)
 """`KL between old and new distribution`."""
+_FITTED = frozenset(("mse", "rmse", "mae", "logloss", "bce", "elbo", "auc", "acc", "accuracy"))
+"""What is fitted and what it scores, in a line such as `step 200 lr 0.001 logloss 0.19`."""
 _LONGEST_NAME = 48
 _CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
 """Text before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
@@ -104,7 +106,7 @@ def key_of(text: str) -> str | None:
     if len(words) == 1 and is_of_policy(last):
         return last  # `| reward 1.5`
     known = role_of(last) == "component" or is_of_policy(last) or _OF_A_SPLIT.match(last) is not None
-    if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and known):
+    if is_perplexity(last) or last.lower() in _FITTED or (_IDENTIFIER.fullmatch(last) and known):
         return last
     return None
 

@@ -12,9 +12,11 @@ _BEGINS = re.compile(
     rb"s:|\W{0,12}(?i:train|val|test|eval|dev)[^\d]{0,90}$"
     rb"|\[\d[^\]]{0,9}\]|\[\d+, \d|-?\d+(?:\.\d+)?[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/"
     rb"|\s{0,8}(?i:val|test|eval|dev)(?i:uation|idation)?[_/ -]\w[\w/ @.-]{0,40}[:=]"
+    rb"|\s{0,8}L[a-z]\w{0,10}: [-+.\dni][\w.+-]{0,20}, ?L[a-z]"
     rb"|  .*=|\s+all\s+\d|\xe2\x94|\s{0,8}(['\"])[^'\"]{1,60}\1\s?:"
 )
-"""Counts before a colon, in brackets, in a column, of a total; indented keys; scores of all classes; a row in a box."""
+"""Counts before a colon, in brackets, in a column, of a total; indented keys; terms of a loss; scores of all classes; a
+row in a box."""
 _ROW = re.compile(rb"\n-?\d+(?:\.\d+)?[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]")
 """A row of numbers without names."""
 _BARE_LENGTH = 48

@@ -145,3 +145,30 @@ def test_few_records_that_fall_by_more_than_they_rise():
 def test_a_rise_in_the_first_records_begins_where_the_curve_was_lowest():
     loss = [6.9, 4.2, 2.9, 2.45, 2.63, 3.5, 5.2, 6.2, 6.9, 7.1, 6.4, 3.6, 2.8, 2.7, 2.8, 2.1, 2.3, 2.4, 2.2]
     assert _told(run_of(loss=loss, eval_loss=[1.05 * x for x in loss])) == [("LossSpike", 5)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ([11.2, 18.9, 44.8, 71.1, 81.5, 86.0, 85.2, 84.4], True),
+        ([11.2, 18.9, 44.8, 71.1], False),
+        ([16.9, 39.1, 33.4, 31.2, 31.5, 30.9, 31.3, 34.6, 31.0, 30.8, 31.9, 30.2], True),
+        ([16.9, 39.1, 37.2, 35.1, 33.5, 31.9, 30.1, 29.0, 28.2, 27.9, 27.1, 26.8], False),
+        ([16.9, 20.1, 33.4, 18.2, 24.5, 30.9, 17.3, 34.6, 21.0, 30.8, 19.9, 25.2], False),
+    ],
+)
+def test_a_level_high_above_the_first_record(loss, told):
+    assert _told(run_of(loss=loss)) == ([("LossDivergence", 1)] if told else [])
+
+
+def test_validations_at_the_margin_of_triplets():
+    loss = [0.1911, 0.1876, 0.1853, 0.1822, 0.1791, 0.1768]
+    assert _told(run_of(loss=loss, eval_loss__val_loss=[0.2] * 6)) == [("NotLearning", 0)]
+    assert not _told(run_of(loss=loss, eval_loss__val_loss=[0.22] * 6)), "no margin"
+    assert not _told(run_of(loss=[0.2, 0.2, 0.2, 0.1, 0.1, 0.1], eval_loss__val_loss=[0.2] * 6)), "rounded"
+
+
+def test_gradients_of_0_beside_a_loss_of_other_batches():
+    loss, rate = [208.4, 208.9, 209.2, 208.6], [2e-3] * 4
+    assert _told(run_of(loss=loss, grad_norm=[0.0, 0.0, np.nan, 0.0], learning_rate=rate)) == [("NotLearning", 0)]
+    assert not _told(run_of(loss=loss, grad_norm=[0.0, 0.0, 0.1, 0.0], learning_rate=rate))

@@ -24,6 +24,7 @@ SHAPES = {
     "an average at a step": ("".join(f"Average loss at step  {i} :  {x}\n" for i, x in ((2000, 4.7), (4000, 4.1))), "Average loss", [2000, 4000], [4.7, 4.1]),
     "a loss of an epoch of several": ("".join(f"Training loss for epoch {i}/3: {x}\n" for i, x in ((1, 4.7), (2, 4.1))), "Training loss", [1, 2], [4.7, 4.1]),
     "names and values in cells": ("".join(f"epoch,{i},loss,{x},acc,0.5\n" for i, x in ((1, 4.7), (2, "nan"))), "loss", [1, 2], [4.7, math.nan]),
+    "a fitted objective behind a rate": ("".join(f"  epoch 0 step {i} lr 0.001 logloss {x} auc 0.71 gN 0.28, Mon Jan  3 17:12:50 2022\n" for i, x in ((100, 0.37), (200, 0.19))), "logloss", [100, 200], [0.37, 0.19]),
     "a count before its name": ("".join(f"| epoch 000 | 000{n}000 updates | words/s    4328| trainloss     {x} | train ppl   420.34\n" for n, x in ((1, 8.72), (2, 6.91))), "trainloss", [1000, 2000], [8.72, 6.91]),
     "the table of MATLAB": (
         "|======================================================================================|\n"
@@ -248,3 +249,13 @@ def test_scores_of_one_line_without_breaks(tmp_path):
     path.write_text("===> " + "===> ".join(f"Avg. PSNR: {19 + n / 10:.4f} dB" for n in range(40)) + "\n")
     (column,) = read_log(path).runs[0].columns
     assert column.values.tolist() == [round(19 + n / 10, 4) for n in range(40)]
+
+
+def test_counts_above_the_terms_of_a_loss(tmp_path):
+    path = tmp_path / "terms.txt"
+    path.write_text(
+        "".join(f"Iter[{i}/20], Epoch [1/1]\nLrec: {x}, Ladv: 0.9, Lsty: 1068.0\n" for i, x in ((1, 0.21), (2, 0.24)))
+    )
+    (run,) = read_log(path).runs
+    assert [c.name for c in run.columns] == ["Lrec", "Ladv", "Lsty"]
+    assert (run.columns[0].steps.tolist(), run.columns[0].values.tolist()) == ([1, 2], [0.21, 0.24])
