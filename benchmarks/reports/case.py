@@ -156,7 +156,6 @@ MISSING = {
     "BuffersNotAveraged": "running statistics of the averaged model are still those of its start",
     "WeightsNotLoaded": "the names in a checkpoint fit no parameter, and nothing was loaded",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
-    "NoNonlinearity": "nothing lies between linear layers: they are one",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",
     "RateComesBack": "the learning rate falls to nothing and comes back to its height again and again",

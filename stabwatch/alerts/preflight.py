@@ -21,9 +21,7 @@ from stabwatch.signals import CATALOGUE
 
 AT_ONCE = (
     "DoubleSoftmax", "ReluOnLogits", "LossBroadcast", "TargetOutOfRange", "TargetsIgnored", "InitialLossTooHigh",
-    "InitialOutputsTooLarge",
-    "NotLogProbabilities", "InputsConstant",
-    "NotLogProbabilities", "InputsConstant", "OverlapOfLogits",
+    "InitialOutputsTooLarge", "NotLogProbabilities", "InputsConstant", "OverlapOfLogits",
     "TargetsShiftedTwice", "TargetsNotShifted", "TargetsNotHidden", "CausalMaskMissing", "TargetInInput",
     "PartWithoutGradient", "ParametersNotInOptimizer", "ParametersNotRegistered", "EvalModeInTraining",
     "ClipOnScaledGradients", "GradientsNotUnscaled", "LossTermNotScaled", "ClipAfterStep", "NoNonlinearity",

@@ -112,16 +112,10 @@ def _saw_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwar
     elif input.numel():
         if site.flags.sampled:
             site.context.isolation.run("token_order", "sampled", attention.weights_of, site, out, input, dim)
+            site.context.isolation.run("leak", "sampled", site.context.input.softmax, input, dim)
         if site.flags.deep:
             with unseen_by_modes():
                 site.context.isolate(attention.EXACT, attention.softmax_of, site, input, dim)
-    elif site.flags.sampled and input.numel():
-        site.context.isolation.run("token_order", "sampled", attention.weights_of, site, out, input, dim)
-        site.context.isolation.run("leak", "sampled", site.context.input.softmax, input, dim)
-        if not site.flags.deep:
-            return
-        with unseen_by_modes():
-            site.context.isolate(attention.EXACT, attention.softmax_of, site, input, dim)
 
 
 def _traced_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> None:

@@ -194,6 +194,8 @@ class TrainingEvents(ClipEvents, PipelineEvents):
             self.isolation.run("batch", "sampled", note_size, self.context.run, inputs)
             self.isolation.run(
                 "random", "always", self._random.forward_begins, self.context.device, self._host.forwards
+            )
+            self.isolation.run(
                 "batch", "sampled", self._span.forward_begins, self.context.run, self.context.step, inputs
             )
         if self.flags.sampled:

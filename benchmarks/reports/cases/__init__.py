@@ -25,11 +25,11 @@ from benchmarks.reports.cases import (
     policy,
     precision,
     public_again,
-    public_values,
-    public_values_more,
     public_loops,
     public_loops_again,
     public_loops_more,
+    public_values,
+    public_values_more,
     siblings_again,
     siblings_loops,
     siblings_values,
@@ -47,16 +47,12 @@ from benchmarks.reports.cases import (
 
 __all__ = [
     "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "forum_again", "forum_loops",
-    "forum_values", "fresh_data", "fresh_setup", "gradients",
-    "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "misses_again", "modes", "nonfinite",
-    "policy", "precision",
-    "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "modes", "nonfinite",
-    "policy", "precision", "public_again", "public_values",
-    "public_values_more",
-    "guises_again", "guises_loops", "guises_values", "later", "loop", "losses", "modes", "nonfinite",
-    "policy", "precision", "public_loops", "public_loops_again", "public_loops_more",
-    "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values", "unseen",
-    "world_again", "world_loops", "world_loops_again", "world_loops_more", "world_values", "world_values_more",
+    "forum_values", "fresh_data", "fresh_setup", "gradients", "guises_again", "guises_loops", "guises_values",
+    "later", "loop", "losses", "misses_again", "modes", "nonfinite", "policy", "precision", "public_again",
+    "public_loops", "public_loops_again", "public_loops_more", "public_values", "public_values_more",
+    "siblings_again", "siblings_loops", "siblings_values", "typical_again", "typical_loops", "typical_values",
+    "unseen", "world_again", "world_loops", "world_loops_again", "world_loops_more", "world_values",
+    "world_values_more",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)

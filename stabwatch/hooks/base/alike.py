@@ -10,8 +10,15 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.base.linear_chain import linear_layers
 from stabwatch.hooks.base.output_layer import untrained_output
-from stabwatch.hooks.base.run_accumulators import ALIKE, APART, LINEAR, UNTRAINED, RunAccumulators
-from stabwatch.hooks.base.run_accumulators import ALIKE, APART, INPUT_SPAN, RunAccumulators, root_mean_square
+from stabwatch.hooks.base.run_accumulators import (
+    ALIKE,
+    APART,
+    INPUT_SPAN,
+    LINEAR,
+    UNTRAINED,
+    RunAccumulators,
+    root_mean_square,
+)
 from stabwatch.hooks.base.tensors import first_tensor, is_plain
 from stabwatch.kernels.alike import FEWEST, alike, directions_apart
 

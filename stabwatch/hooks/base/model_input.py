@@ -82,14 +82,8 @@ class ModelInput:
     in both directions; causal: calls with a causal one, and of recurrent layers that say a text of other inputs;
     masked: for each call with a mask, bool () on its device: does that leave later tokens to be seen? indices: one of
     the inputs has whole numbers; several: two of them are rows of such; beside: one of them has numbers (samples, ...).
-    lengths: first two dimensions of what layers without `batch_first` were given. ends: the tokens that end a text, as
-    the model's `config` names them.
-    are called with the targets. rows: numbers (batch, columns), or None. open: calls of attention over the whole
-    sequence without a mask, and of recurrent layers in both directions; causal: calls with a causal one; masked: for
-    each call with a mask, bool () on its device: does that leave later tokens to be seen? indices: one
-    of the inputs has whole numbers; several: two of them are rows of such. lengths: first two dimensions of what layers
-    without `batch_first` were given. over_rows: rows of what a softmax went
-    along the first dimension of. ends: the tokens that end a text, as the model's `config` names them.
+    lengths: first two dimensions of what layers without `batch_first` were given. over_rows: rows of what a softmax
+    went along the first dimension of. ends: the tokens that end a text, as the model's `config` names them.
     """
 
     def __init__(self) -> None:
