@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 class Program:
     """A script of a repository, the folder it runs in, its arguments, and the steps of optimizers after which it ends.
 
-    true: conditions of which the program's own code or curve shows that they are there.
+    true: conditions of which the program's own code or curve shows that they are there. kind: tells it apart from
+    others of the same script.
     """
 
     repository: str
@@ -20,11 +21,12 @@ class Program:
     steps: int = 1000
     environment: dict[str, str] = field(default_factory=dict)
     true: tuple[str, ...] = ()
+    kind: str = ""
 
     @property
     def name(self) -> str:
         """'NAME/folder/script', as a file name."""
-        parts = (self.repository.partition("+")[2], *self.folder.split("/"), self.script.removesuffix(".py"))
+        parts = (self.repository.partition("+")[2], *self.folder.split("/"), self.script.removesuffix(".py"), self.kind)
         return "-".join(part for part in parts if part).replace(" ", "_")
 
 
@@ -90,7 +92,7 @@ def _examples(repository: str = "pytorch+examples") -> Iterator[Program]:
     yield Program(repository, "reinforcement_learning", "actor_critic.py", steps=300)
     for kind in ("transformer", "bigram", "mlp", "rnn", "gru", "bow"):
         size = ("--type", kind, "--n-layer", "2", "--n-embd", "32", "--n-embd2", "32", "-o", "out")
-        yield Program("karpathy+makemore", "", "makemore.py", size, 800)
+        yield Program("karpathy+makemore", "", "makemore.py", size, 800, kind=kind)
 
 
 PROGRAMS = (*_tutorial(), *_games(), *_policies(), *_lessons(), *_examples())

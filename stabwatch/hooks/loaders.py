@@ -24,7 +24,7 @@ class LoaderCounts:
         """A loader was asked for an iterator."""
         try:
             several = len(loader._index_sampler) > 1
-        except TypeError:  # not known of an iterable dataset
+        except Exception:  # not known of an iterable dataset; a sampler of the user's may say anything
             several = False
         self.begun += several
 
