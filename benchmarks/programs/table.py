@@ -41,7 +41,7 @@ def _tutorial(repository: str = "graykode+nlp-tutorial") -> Iterator[Program]:
     for folder in ("4-2.Seq2Seq(Attention)", "4-3.Bi-LSTM(Attention)"):
         yield Program(repository, folder, f"{folder.partition('.')[2]}.py")
     yield Program(repository, "1-2.Word2Vec", "Word2Vec-Skipgram(Softmax).py")
-    yield Program(repository, "5-2.BERT", "BERT.py", steps=40, true=("InitialLogitsTooLarge",))
+    yield Program(repository, "5-2.BERT", "BERT.py", steps=40, true=("InitialLossTooHigh", "AttentionLogitGrowth"))
 
 
 def _games(repository: str = "eriklindernoren+PyTorch-GAN") -> Iterator[Program]:

@@ -336,7 +336,7 @@ def targets_filled_too_late(trial: Trial) -> None:
 @report(
     source="A sibling of the experts that nobody chooses: a balancing loss over the wrong axis",
     mechanism="The balancing loss takes its softmax over rows and not over experts: it does not see who is chosen.",
-    causes=("RouterCollapse",),
+    causes=("RouterCollapse", "SamplesMixed"),
     check=fact("largest", (0.6, 1), (0, 0.55)),
     where=("gate",),
     steps=300,
