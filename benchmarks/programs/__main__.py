@@ -57,18 +57,25 @@ def _run(program: Program, clones: Path, runs: str) -> tuple[list[str], str]:
     given = [runs, str(program.steps), program.script, *program.arguments]
     paths = (str(Path.cwd()), os.environ.get("PYTHONPATH", ""))
     fixed = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    try:
+        done = _ended(given, folder, {**os.environ, **fixed, **program.environment})
+    except subprocess.TimeoutExpired:
+        return ["program", "0", "failed", "-"], f"not over after {LONGEST:.0f} s"
+    lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].split(), lines[-2] if len(lines) > 1 else ""
+
+
+def _ended(given: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
         [sys.executable, "-m", "benchmarks.programs.watched", *given],
         cwd=folder,
-        env={**os.environ, **fixed, **program.environment},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=LONGEST,
         check=False,
     )
-    lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1].split(), lines[-2] if len(lines) > 1 else ""
 
 
 def _outcome(program: Program, clones: Path) -> Outcome:

@@ -46,7 +46,8 @@ def _tutorial(repository: str = "graykode+nlp-tutorial") -> Iterator[Program]:
 
 def _games(repository: str = "eriklindernoren+PyTorch-GAN") -> Iterator[Program]:
     small = ("--n_epochs", "40", "--img_size", "16", "--batch_size", "32")
-    for kind in ("gan", "lsgan", "wgan", "wgan_gp", "wgan_div", "cgan", "aae"):
+    yield Program(repository, "implementations/lsgan", "lsgan.py", ("--n_epochs", "40"), 100)
+    for kind in ("gan", "wgan", "wgan_gp", "wgan_div", "cgan", "aae"):
         yield Program(repository, f"implementations/{kind}", f"{kind}.py", ("--n_epochs", "40"), 600)
     for kind in ("acgan", "sgan"):
         yield Program(repository, f"implementations/{kind}", f"{kind}.py", small, 300, true=("DoubleSoftmax",))

@@ -253,8 +253,8 @@ SIGNALS = (
     _host("forward_passes", "Training forwards of the model in the step."),
     _host(
         "calls_without_gradient",
-        "Calls in training mode without gradients on new inputs, forwards of one sample beside those of a batch, and "
-        "draws from a distribution that a model gives (`torch.distributions`).",
+        "Training-mode calls without gradients on new inputs, forwards of one sample beside a batch, and draws from "
+        "what the model gives.",
     ),
     _host(
         "validation_in_training_ratio",
