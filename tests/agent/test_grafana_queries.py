@@ -18,12 +18,12 @@ VARIABLES = {"$__rate_interval": "30s", "$__range": "1m", "$run": ".*", "$layer"
 
 @pytest.fixture
 def whole_runs(tmp_path):
-    """Five runs, one of them of two ranks, that have every signal between them; all of their processes."""
+    """Six runs, one of them of two ranks, that have every signal between them; all of their processes."""
     job = [sys.executable, "-m", "tests.agent.whole_run"]
-    more = [[str(tmp_path / name), name] for name in ("mistakes", "policy", "game")]
+    more = [[str(tmp_path / name), name] for name in ("mistakes", "policy", "game", "loader")]
     two = [[str(tmp_path / "two"), str(rank), str(tmp_path / "store")] for rank in (0, 1)]
     started = [subprocess.Popen([*job, *args], cwd=ROOT) for args in ([str(tmp_path / "one")], *more, *two)]
-    yield [tmp_path / name for name in ("one", "mistakes", "policy", "game", "two")]
+    yield [tmp_path / name for name in ("one", "mistakes", "policy", "game", "loader", "two")]
     for process in started:
         process.kill()
         process.wait(10)

@@ -13,6 +13,9 @@ python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with 
 low-rank adapter, its sharpness and its Jacobian, and the numbers of a policy that are logged.
 python -m tests.agent.whole_run FOLDER game: the discriminator of a game, whose gradients are clipped by value, with
 classes for several places, and a validation loss and a score that are logged.
+python -m tests.agent.whole_run FOLDER loader: one that reads a loader whose last batch is small, with dropout, weights
+of classes, an overlap of logits and a derivative in its loss, and a part that is frozen of which a loaded optimizer has
+a state.
 """
 
 from __future__ import annotations
@@ -250,12 +253,47 @@ def of_a_game(folder: str) -> None:
         watch.log(eval_loss=1 + 0.1 * torch.rand(()), bleu=20 + torch.rand(()))
 
 
+class Parted(nn.Module):
+    """A part that is frozen, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.head = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.1)), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x))
+
+
+def of_a_loader(folder: str) -> None:
+    """See the module's docstring."""
+    model = Parted()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    model(torch.randn(8, 8)).sum().backward()
+    optimizer.step()
+    model.part.requires_grad_(False)
+    stabwatch.attach(model, optimizer, run_dir=folder, agent=False, verbose=False, every_step=True)
+    data = torch.utils.data.TensorDataset(torch.randn(322, 8), torch.randint(4, (322,)))
+    while True:
+        for x, y in torch.utils.data.DataLoader(data, batch_size=16):
+            x.requires_grad_()
+            logits = model(x)
+            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+            mask = F.one_hot(y, 4)
+            overlap = 1 - 2 * (logits * mask).sum() / (logits.sum() + mask.sum())
+            loss = F.cross_entropy(logits, y, weight=torch.tensor([1.0, 2.0, 3.0, 4.0])) + slope.square().mean()
+            optimizer.zero_grad()
+            (loss + 1e-3 * overlap).backward()
+            optimizer.step()
+
+
+KINDS = {"mistakes": of_mistakes, "policy": of_a_policy, "game": of_a_game, "loader": of_a_loader}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if len(sys.argv) == 2:
         alone(sys.argv[1])
-    elif sys.argv[2] in ("mistakes", "policy", "game"):
-        {"mistakes": of_mistakes, "policy": of_a_policy, "game": of_a_game}[sys.argv[2]](sys.argv[1])
+    elif sys.argv[2] in KINDS:
+        KINDS[sys.argv[2]](sys.argv[1])
     else:
         of_two(sys.argv[1], int(sys.argv[2]), sys.argv[3])
