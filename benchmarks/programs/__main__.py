@@ -29,8 +29,9 @@ twice from the same seeds, once without stabwatch and once with a watch at defau
 makes (`benchmarks/programs/`); what is not installed (environments, data sets, plots) has a stand-in. Same bits: all
 parameters and the states of the random generators of torch, numpy and Python are equal after as many steps.
 Alarms are what `stabwatch analyze` reports and ends with exit status 1 for. Those that the program's own code or curve
-bears out are true: a softmax before `cross_entropy` in two of the games, logits of 20 from an embedding that is not
-scaled, the net without batch norm in a lesson that shows what batch norm is good for, and a spike of the loss.
+bears out are true: a softmax before `cross_entropy` in two of the games; an epsilon of 0.8 in their batch norms, which
+was meant as a momentum, so that nothing is learned; logits of 20 and attention logits of 1,000 from an embedding that
+is not scaled; the net without batch norm in a lesson on batch norm; and a spike of the loss.
 
 """
 

@@ -75,9 +75,10 @@ def _slowdown(segment: RunSegment, column: Column, values: Array, start: int, st
     lasts = stop >= len(values)
     grave = times >= SLOW_WARNING and (lasts or cost > LOST) and not cost < MATTERS
     lost = f", which cost {format_seconds(cost)}" if np.isfinite(cost) else ""
+    why = "" if segment.must_fall else " Where a policy learns, a step may last as long as its episodes."
     return Incident(
         condition="SlowSteps",
-        severity="warning" if grave else "info",
+        severity="warning" if grave and segment.must_fall else "info",
         first_step=int(column.steps[start]),
         last_step=None if lasts else int(column.steps[stop - 1]),
         records=stop - start,
@@ -86,7 +87,7 @@ def _slowdown(segment: RunSegment, column: Column, values: Array, start: int, st
         line=int(column.lines[start]),
         text=(
             f"Steps take {times:.2g} times as long as usual from step {column.steps[start]}, for {stop - start} records"
-            f"{' up to the end' if lasts else ''}{lost}."
+            f"{' up to the end' if lasts else ''}{lost}.{why}"
         ),
         evidence=(f"By '{column.name}'.",),
     )

@@ -366,6 +366,13 @@ def test_steps_that_become_slow():
     assert found.ratio == pytest.approx(4, rel=0.1)
 
 
+def test_steps_of_a_policy_may_be_as_long_as_its_episodes():
+    rate = np.full(300, 100.0)
+    rate[100:] = 10.0
+    run = replace(run_of(loss=calm_curve(300), throughput=rate), comparable=False)
+    assert not troubles(run) and noted(run) == {"SlowSteps"}
+
+
 def test_a_stop_between_records():
     run = run_of(loss=calm_curve(100))
     times = np.arange(100.0)
