@@ -148,7 +148,7 @@ class VanishingFeature(RunFeature):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = now / self._peak
         self._ratios.append(median(ratio[np.isfinite(ratio)]))
-        remaining, stall = self._of_loss() if says else (math.nan, math.nan)
+        remaining, stall = (x if says else math.nan for x in self._of_loss())
         depth = _over_depth(now[None])[0]
         far = self._for_steps(self._step, depth)
         numbers = (median(np.array(self._ratios)), remaining, depth, far, stall)
