@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -118,13 +119,11 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="write the page there")
     given = parser.parse_args()
     began, outcomes = time.monotonic(), []
-    for program in PROGRAMS:
-        if given.only not in program.name:
-            continue
-        if not (given.clones / program.repository).is_dir():
-            print(f"{program.name}: there is no clone", flush=True)
-            continue
-        found = _outcome(program, given.clones)
+    wanted = [program for program in PROGRAMS if given.only in program.name]
+    there = [program for program in wanted if (given.clones / program.repository / program.folder).is_dir()]
+    print("\n".join(f"{program.name}: there is no clone" for program in wanted if program not in there), flush=True)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    for program, found in zip(there, pool.map(lambda p: _outcome(p, given.clones), there), strict=True):
         same = "" if found.same else "  THE BITS DIFFER"
         print(
             f"{program.name}: {found.steps} steps, {', '.join(found.alarms) or '-'} {found.failure}{same}", flush=True
