@@ -251,6 +251,29 @@ def test_calls_without_gradients(way, tmp_path):
     assert found["calls_without_gradient"] == (0.0 if way == "evaluation" else 3.0)
 
 
+class _Window(nn.Module):
+    """Sees the last three tokens, by rolling what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.head = nn.Embedding(16, 8), nn.Linear(24, 16)
+
+    def forward(self, ids):
+        return self.head(torch.cat([self.read(torch.roll(ids, n, 1)) for n in range(3)], dim=-1))
+
+
+def test_tokens_that_a_model_rolls_by_itself_are_not_shifted_twice(tmp_path):
+    torch.manual_seed(0)
+    model = _Window()
+
+    def loss():
+        ids = torch.randint(16, (8, 17))
+        yield F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+    found, causes = _watched(tmp_path / "run", model, loss)
+    assert found["target_next_token_ratio"] > 0.9 and "TargetsShiftedTwice" not in causes
+
+
 @pytest.mark.parametrize("way", ["sample", "rsample", "data"])
 def test_a_draw_from_what_a_model_says_is_an_action(way, tmp_path):
     torch.manual_seed(0)

@@ -211,7 +211,8 @@ class ModelInput:
         if len(rows) < 2:
             return rows[0] if rows else None
         every = torch.stack(rows)
-        agree = every[:, 1 : 2 + AHEAD].amax(dim=1)
+        most = every[:, 1 : 2 + AHEAD].amax(dim=1)
+        agree = most + 0.5 * (every[:, 2] == most)  # of equal ones those whose next token it is: others are rolled
         return every[len(rows) - 1 - agree.flip(0).argmax()]
 
     def _order(self, ids: Tensor | None, target: Tensor, ignored: int, first: bool) -> Tensor | None:
