@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.features import DerivedSignal, RunFeature, own_signals
-from stabwatch.alerts.objectives import is_rewarded, makes_its_data
+from stabwatch.alerts.objectives import OwnData, is_rewarded
 from stabwatch.alerts.statistics import Array, Ints, median
 from stabwatch.runlog import SeriesKey
 
@@ -62,7 +62,7 @@ class LoneFeature(RunFeature):
         self._past = np.empty((0, 3))
         self._found: list[tuple[float, float, float]] = [(-math.inf, 0.0, 0.0)]
         """Records of lone losses, how far they stood, and their steps; none at first."""
-        self._records = self._played = 0
+        self._records, self._own = 0, OwnData()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         found = self._of_rows(values[None], np.array([self._step]))
@@ -83,8 +83,7 @@ class LoneFeature(RunFeature):
         if not rows.any():
             return None
         number = self._records + np.arange(1, int(rows.sum()) + 1)
-        played = self._played + np.cumsum((acted[rows] > 0) | (opposed[rows] > 0))
-        self._records, self._played = int(number[-1]), int(played[-1])
+        self._records, made = int(number[-1]), self._own.records(acted[rows], opposed[rows])
         with np.errstate(all="ignore"):
             x = np.stack((loss[rows], (speed * seconds)[rows], steps[rows].astype(np.float64)), axis=1)
         self._first += x[: max(0, FIRST - len(self._first)), 0].tolist()
@@ -92,7 +91,7 @@ class LoneFeature(RunFeature):
         self._found += self._look(every, int(number[0]) - len(self._past))
         self._past = every[-2 * AROUND :]
         count, ratio, step, apart = self._counted(number)
-        numbers = (np.where(makes_its_data(played, number) | self._rewarded, np.nan, count), ratio)
+        numbers = (np.where(made | self._rewarded, np.nan, count), ratio)
         beside = {"loss": x[:, 0], "loss_lone_step": step, "loss_lone_apart": apart}
         return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | beside
 

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from stabwatch.alerts.objectives import MovingTargets, makes_its_data
+from stabwatch.alerts.objectives import MovingTargets, OwnData
 
 ORDERED = 0.97
 """Share of the variance that lies between batches: less is that of batches of one sequence, or of one task. Of sorted
@@ -27,18 +27,17 @@ class NumberOrder:
     def __init__(self) -> None:
         self._past: deque[tuple[float, float]] = deque(maxlen=LOOKS)
         self._targets = MovingTargets()
-        self._records = self._played = 0
+        self._own = OwnData()
 
     def record(self, acted: float, opposed: float, loss: float, compared: float, size: float) -> None:
         """What a record shows beside the targets; NaN where it is not known."""
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         self._targets.observe(loss, compared, size)
 
     def share(self, mean: float, deviation: float) -> float:
         """A look at the targets of a batch: 0 where the share is at most `ORDERED`; NaN where nothing can be said."""
         self._past.append((mean, deviation))
-        moves = self._targets.grown or makes_its_data(self._played, self._records)
+        moves = self._targets.grown or self._own.made
         if len(self._past) < LOOKS or moves:
             return math.nan
         means, deviations = np.array(self._past).T

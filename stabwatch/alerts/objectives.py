@@ -180,6 +180,31 @@ def makes_its_data(acted: Any, records: Any) -> Any:
     return (acted >= 2) & (acted * ACTS >= records)
 
 
+class OwnData:
+    """Does a model make its own data, or play against another one, as far as its records show?"""
+
+    def __init__(self) -> None:
+        self._records = self._played = 0
+
+    def record(self, acted: float, opposed: float = math.nan) -> None:
+        """One more record: calls without gradients, and steps of opponents; NaN where they are not known."""
+        self._records += 1
+        self._played += acted > 0 or opposed > 0
+
+    def records(self, acted: Array, opposed: Array) -> Bools:
+        """The same of several records, (n,) each; returns what was known after each of them."""
+        records = self._records + np.arange(1, len(acted) + 1)
+        played = self._played + np.cumsum((acted > 0) | (opposed > 0))
+        if len(acted):
+            self._records, self._played = int(records[-1]), int(played[-1])
+        return makes_its_data(played, records)
+
+    @property
+    def made(self) -> bool:
+        """By the records so far."""
+        return makes_its_data(self._played, self._records)
+
+
 def is_rewarded(keys: Iterable[SeriesKey]) -> bool:
     """Is a number logged that is logged where a policy is trained?"""
     return any(k.signal == LOGGED and any(is_called(role, k.layer) for role in REWARDED) for k in keys)

@@ -10,7 +10,7 @@ import numpy as np
 
 from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.features import DerivedSignal, RunFeature
-from stabwatch.alerts.objectives import is_rewarded, makes_its_data
+from stabwatch.alerts.objectives import OwnData, is_rewarded
 from stabwatch.alerts.statistics import Array, Bools, Ints, median
 from stabwatch.runlog import SeriesKey
 
@@ -54,12 +54,11 @@ class SmallBatchFeature(RunFeature):
     def _begin(self) -> None:
         self._past: deque[tuple[float, float]] = deque(maxlen=BEFORE)
         self._ratios: deque[float] = deque(maxlen=LAST)
-        self._high = self._records = self._played = 0
+        self._high, self._own = 0, OwnData()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         loss, speed, seconds, acted, opposed = (self._one(signal, values) for signal in self._columns.signals)
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         samples, past = speed * seconds, [*self._past]
         if not math.isfinite(loss + samples):
             return None
@@ -69,7 +68,7 @@ class SmallBatchFeature(RunFeature):
         most = max(x for x, _ in past)
         self._high = self._high + 1 if loss > most > 0 else 0
         self._ratios.append(loss / most if most > 0 else math.nan)
-        judged = not (self._rewarded or makes_its_data(self._played, self._records))
+        judged = not (self._rewarded or self._own.made)
         numbers = (float(self._high) if judged else math.nan, median(np.array(self._ratios)))
         return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"loss": loss, "samples": samples}
 
@@ -88,7 +87,6 @@ class SmallBatchFeature(RunFeature):
         if len(every) and every.min() < SMALL * every.max():
             return None
         self._past.extend(zip(loss[known][-BEFORE:].tolist(), samples[-BEFORE:].tolist(), strict=True))
-        self._records += len(values)
-        self._played += int(((acted > 0) | (opposed > 0)).sum())
+        self._own.records(acted, opposed)
         none = np.empty(0, dtype=np.int64)
         return self._many(none, {name: np.empty(0) for name in (*(g.name for g in self.gauges), "loss", "samples")})

@@ -6,7 +6,7 @@ import math
 from collections import deque
 
 from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
-from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.objectives import OwnData
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array
 
@@ -62,17 +62,17 @@ class InputSizeFeature(RunFeature):
     def _begin(self) -> None:
         self._most = 0.0
         self._last: deque[float] = deque(maxlen=LAST)
-        self._looks = self._played = 0
+        self._looks, self._own = 0, OwnData()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         now, acted, opposed = (self._one(signal, values) for signal in self._columns.signals)
         if not math.isfinite(now):
             return None
         self._looks += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         self._most = max(self._most, now) if self._looks <= FIRST else self._most
         self._last.append(now)
-        known = self._most > 0 and not makes_its_data(self._played, self._looks)
+        known = self._most > 0 and not self._own.made
         growth = min(self._last) / self._most if known and len(self._last) == LAST else math.nan
         return {self.gauges[0].name: growth, self.signal: now}
 

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Duration, Feature, RunFeature, own_signals
-from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.objectives import OwnData
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, median, median_of_few
 
@@ -47,19 +47,18 @@ class BelowFeature(RunFeature):
     def _begin(self) -> None:
         self._past: deque[float] = deque(maxlen=BACK + FEW)
         self._size = math.nan
-        self._records = self._played = 0
+        self._own = OwnData()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         loss, acted, opposed = (self._one(signal, values) for signal in self._columns.signals)
         if not math.isfinite(loss):
             return None
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         self._past.append(loss)
         if len(self._past) == FEW and math.isnan(self._size):
             self._size = max(1.0, median(np.abs(np.array(self._past))))
         below = growth = math.nan
-        if len(self._past) == BACK + FEW and not makes_its_data(self._played, self._records):
+        if len(self._past) == BACK + FEW and not self._own.made:
             past = [*self._past]
             before, now = median_of_few(past[:FEW]), median_of_few(past[-FEW:])
             below, growth = max(-now, 0.0) / self._size, now / before if before < 0 else 0.0
@@ -90,15 +89,14 @@ class FarFeature(RunFeature):
 
     def _begin(self) -> None:
         self._far = Duration()
-        self._records = self._acted = 0
+        self._own = OwnData()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         ratio, size, acted = (self._one(signal, values) for signal in self._columns.signals)
-        self._records += 1
-        self._acted += acted > 0
+        self._own.record(acted)
         if not math.isfinite(ratio + size):
             return None
-        makes = makes_its_data(self._acted, self._records)
+        makes = self._own.made
         far = self._far.at(self._step, ratio > (FAR_OF_VALUES if makes else FAR))
         return {self.signal: ratio, "target_rms": size, "target_far_steps": far, "makes_its_data": float(makes)}
 
@@ -122,16 +120,15 @@ class FlatFeature(RunFeature):
 
     def _begin(self) -> None:
         self._flat = Duration()
-        self._records = self._played = 0
+        self._own = OwnData()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         ratio, acted, opposed = (self._one(signal, values) for signal in self._columns.signals)
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         if not math.isfinite(ratio):
             return None
         flat = self._flat.at(self._step, ratio < FLAT)
-        flat = math.nan if makes_its_data(self._played, self._records) else flat
+        flat = math.nan if self._own.made else flat
         return {self.signal: ratio, self.gauges[0].name: flat}
 
     def measures(self, values: Array) -> Bools:

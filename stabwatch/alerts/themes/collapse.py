@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Duration, Feature, RunFeature
-from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.objectives import OwnData
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, median
 
@@ -50,13 +50,12 @@ class CollapseFeature(RunFeature):
         self._most = {"wanted_deviation": 0.0, "output_deviation": 0.0}
         self._last: dict[str, deque[float]] = {name: deque(maxlen=USUAL) for name in self._most}
         self._near = Duration()
-        self._records = self._played = 0
+        self._own = OwnData()
         self._compared = False
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         wanted, output, spread, tokens, acted, opposed = (self._one(s, values) for s in self._columns.signals)
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         self._compared = self._compared or not math.isnan(spread) or not math.isnan(tokens)
         if math.isfinite(wanted):
             ratio = self._over_most("wanted_deviation", wanted)
@@ -65,7 +64,7 @@ class CollapseFeature(RunFeature):
         else:
             return None
         steps = self._near.at(self._step, ratio < LEFT)
-        steps = math.nan if makes_its_data(self._played, self._records) else steps
+        steps = math.nan if self._own.made else steps
         return dict(zip((g.name for g in self.gauges), (ratio, steps), strict=True))
 
     def _over_most(self, signal: str, now: float) -> float:

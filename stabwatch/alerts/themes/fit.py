@@ -9,7 +9,7 @@ import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Duration, Feature, RunFeature
 from stabwatch.alerts.fresh_start import Course
-from stabwatch.alerts.objectives import EQUAL, MovingTargets, makes_its_data
+from stabwatch.alerts.objectives import EQUAL, MovingTargets, OwnData
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, median
 
@@ -68,19 +68,18 @@ class FitFeature(RunFeature):
         self._levels: deque[tuple[float, float]] = deque(maxlen=LEVELS)
         self._same: deque[bool] = deque(maxlen=WINDOW)
         self._lasts, self._targets = Duration(), MovingTargets()
-        self._records = self._played = 0
+        self._own = OwnData()
         self._begun = False
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         ratio, compared, loss, acted, opposed, size, *level = (self._one(s, values) for s in self._columns.signals)
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         if not math.isfinite(ratio + compared + loss):
             return None
         self._past.append(ratio * self._within(*level))
         self._same.append(abs(loss - compared) <= EQUAL * abs(compared))
         self._targets.observe(loss, compared, size)
-        moves = self._targets.grown or makes_its_data(self._played, self._records)
+        moves = self._targets.grown or self._own.made
         judged = sum(self._same) > len(self._same) / 2 and not moves
         now = median(np.array(self._past))
         self._begun = judged and now >= (STAYS if self._begun else NOTHING)

@@ -13,7 +13,7 @@ from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.data_change import CHANGED
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Duration, Feature, RunFeature, ScalarFeature, own_signals
-from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.objectives import OwnData
 from stabwatch.alerts.references import CALIBRATED, RELU, ZCLIP
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints, after_each, column_medians, median, middle, row_medians
@@ -133,7 +133,7 @@ class VanishingFeature(RunFeature):
         self._levels: deque[float] = deque(maxlen=self._BEFORE)
         self._first = math.nan
         self._far = Duration()
-        self._records = self._played = 0
+        self._own = OwnData()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         loss, says = self._loss.of("loss", values), self._says(values[None])[0]
@@ -158,10 +158,8 @@ class VanishingFeature(RunFeature):
         """In which records (n, series) the loss says what is learned: not where the model acts, or plays."""
         loss, acted, opposed = (self._loss.of_run(signal, values) for signal in self._loss.signals)
         known = np.isfinite(loss)
-        records = self._records + np.cumsum(known)
-        played = self._played + np.cumsum(known & ((acted > 0) | (opposed > 0)))
-        self._records, self._played = int(records[-1]), int(played[-1])
-        return ~makes_its_data(played, records)
+        made = np.concatenate([[self._own.made], self._own.records(acted[known], opposed[known])])
+        return ~made[np.cumsum(known)]
 
     def _of_loss(self) -> tuple[float, float]:
         """Remaining and stall."""

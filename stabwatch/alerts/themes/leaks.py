@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature, own_signals
-from stabwatch.alerts.objectives import EQUAL, makes_its_data
+from stabwatch.alerts.objectives import EQUAL, OwnData
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import TINY, Array, median
 
@@ -110,19 +110,18 @@ class RepeatFeature(RunFeature):
 
     def _begin(self) -> None:
         self._repeats: deque[bool] = deque(maxlen=PAIRS)
-        self._records = self._played = 0
+        self._own = OwnData()
         self._compares = True
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         repeated, acted, opposed, loss, *seen = (self._one(signal, values) for signal in self._columns.signals)
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         if not all(map(math.isnan, seen)):
             self._compares = any(abs(loss - x) <= EQUAL * abs(x) for x in seen)
         if math.isnan(repeated):
             return None
         self._repeats.append(repeated > 0)
-        judged = self._compares and not makes_its_data(self._played, self._records)
+        judged = self._compares and not self._own.made
         full = len(self._repeats) == PAIRS and judged
         share = sum(self._repeats) / PAIRS if full else math.nan
         return dict(zip((g.name for g in self.gauges), (share, PAIRS * (1 - share)), strict=True))

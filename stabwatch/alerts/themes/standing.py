@@ -11,7 +11,7 @@ import numpy as np
 from stabwatch.alerts.blocks import Block, BlockGauges
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.features import DerivedSignal, Duration, Feature, PlainFeature, RunFeature, own_signals
-from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.objectives import OwnData
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints, median, median_of_few
 from stabwatch.runlog import SeriesKey
@@ -59,12 +59,11 @@ class SlowFeature(RunFeature):
         self._losses: deque[float] = deque(maxlen=LEVEL)
         self._first = self._rate = math.nan
         self._small = Duration()
-        self._records = self._played = 0
+        self._own = OwnData()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         loss, rate, acted, opposed = [self._beside.number(signal, values) for signal in self._beside.signals]
-        self._records += 1
-        self._played += acted > 0 or opposed > 0
+        self._own.record(acted, opposed)
         if math.isfinite(loss):
             self._losses.append(loss)
             if len(self._losses) == LEVEL and math.isnan(self._first):
@@ -77,7 +76,7 @@ class SlowFeature(RunFeature):
         self._rate = rate
         steps = self._small.at(self._step, NOTHING < size < SMALL and not climbs)
         level = median_of_few(self._losses) if len(self._losses) == LEVEL else math.nan
-        known = self._first > 0 and not makes_its_data(self._played, self._records)
+        known = self._first > 0 and not self._own.made
         course = level / self._first if known else math.nan
         return dict(zip((g.name for g in self.gauges), (steps, course), strict=True)) | {"update": size}
 
