@@ -17,7 +17,6 @@ from typing import NamedTuple
 from benchmarks.programs.table import PROGRAMS, Program
 from benchmarks.report import machine, table
 from stabwatch.analysis.analyze import analyze
-from stabwatch.runlog import read_run
 
 LONGEST = 240.0
 """Seconds of a program."""
@@ -42,7 +41,6 @@ class Outcome(NamedTuple):
 
     program: Program
     steps: int
-    records: int
     same: bool
     alarms: tuple[str, ...]
     failure: str
@@ -85,14 +83,12 @@ def _outcome(program: Program, clones: Path) -> Outcome:
         watched, before = _run(program, clones, kept)
         bare, _ = _run(program, clones, "-")
         alarms: list[str] = []
-        records = 0
         for folder in sorted(Path(kept).iterdir()):
-            records += len(read_run(folder).steps)
             found = analyze(folder)
             if any(incident.is_problem for incident in found.incidents):
                 alarms.append(found.diagnosis.causes[0].name)
     ends = len(watched) == 4 and watched[2] != "failed"
-    return Outcome(program, int(watched[1]), records, watched[1:] == bare[1:], tuple(alarms), "" if ends else before)
+    return Outcome(program, int(watched[1]), watched[1:] == bare[1:], tuple(alarms), "" if ends else before)
 
 
 def page(outcomes: list[Outcome]) -> str:

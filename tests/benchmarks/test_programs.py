@@ -65,5 +65,5 @@ def test_names_of_programs_are_their_own():
 @pytest.mark.parametrize("true", [(), ("LossSpike",)])
 def test_the_page_counts_what_is_not_known_to_be_true(true):
     program = Program("a+b", "", "c.py", true=true)
-    text = page([Outcome(program, 1000, 1000, True, ("LossSpike",), "")])
+    text = page([Outcome(program, 1000, True, ("LossSpike",), "")])
     assert f"1 programs, 1,000 steps, {1 - len(true)} alarms" in text and "| a/b | 1 | 1000 | 1 of 1 | 1 |" in text

@@ -201,8 +201,8 @@ class ModelInput:
         Then how many were guessed with attention that is open, and with attention that is causal, how many are the
         most frequent one, and how many were guessed with either; none where most are ignored. target: class indices in
         the order of the tokens, of which the last ones of each sequence may be left out. Of several tokens that are
-        read, those count that the targets agree with most, and the last ones of these: what a decoder reads, which is
-        taken for causal.
+        read, those count that the targets agree with most; of these the ones whose next token is the target, and the
+        last ones: what a decoder reads, which is taken for causal.
         """
         if target.is_floating_point():
             return None
@@ -212,7 +212,7 @@ class ModelInput:
             return rows[0] if rows else None
         every = torch.stack(rows)
         most = every[:, 1 : 2 + AHEAD].amax(dim=1)
-        agree = most + 0.5 * (every[:, 2] == most)  # of equal ones those whose next token it is: others are rolled
+        agree = most + 0.5 * (every[:, 2] == most)
         return every[len(rows) - 1 - agree.flip(0).argmax()]
 
     def _order(self, ids: Tensor | None, target: Tensor, ignored: int, first: bool) -> Tensor | None:
